@@ -1,0 +1,180 @@
+//! The control connection's messages.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::StreamToken;
+
+/// A message from the monitor to the agent.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ToAgent {
+    /// Answers [`FromAgent::Hello`]; the agent does nothing before it.
+    Welcome {
+        /// The host's [`crate::VERSION`].
+        protocol: u32,
+        /// The host's wall clock, nanoseconds since 1970: the guest's clock is set to it.
+        unix_time_ns: i64,
+        /// 32 bytes from the host's random generator, credited to the guest's.
+        entropy: [u8; 32],
+    },
+    /// Set a container up to just before its program is executed.
+    Create(Box<CreateContainer>),
+    /// Execute the program of a created container.
+    Start {
+        /// The container.
+        container: String,
+    },
+    /// Send a signal to a container.
+    Signal {
+        /// The container.
+        container: String,
+        /// Signal number, 1 to 64.
+        signal: i32,
+        /// To every process of the container instead of its first.
+        all: bool,
+    },
+    /// The size of the terminal of a container has changed.
+    Resize {
+        /// The container.
+        container: String,
+        /// The new size.
+        size: WindowSize,
+    },
+    /// Kill what still runs, flush file systems and end the guest.
+    Shutdown,
+}
+
+/// A message from the agent to the monitor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum FromAgent {
+    /// The first message on the connection.
+    Hello {
+        /// The agent's [`crate::VERSION`].
+        protocol: u32,
+        /// The agent's package version.
+        version: String,
+        /// The guest kernel's release, as `uname -r` prints it.
+        kernel: String,
+    },
+    /// Answers [`ToAgent::Create`].
+    Created {
+        /// The container.
+        container: String,
+    },
+    /// Answers [`ToAgent::Start`]: the program has been executed.
+    Started {
+        /// The container.
+        container: String,
+    },
+    /// A create or start that failed; the container is gone.
+    Failed {
+        /// The container.
+        container: String,
+        /// How far it came.
+        phase: FailurePhase,
+        /// What failed, naming the field of the configuration, and why.
+        message: String,
+        /// The status that a shell would give: 127 for a program that isn't found, 126 for one
+        /// that can't be executed, 1 for the rest.
+        exit_code: u8,
+    },
+    /// The container's first process has ended. Its output may still be on its way: the streams
+    /// end by themselves.
+    Exited {
+        /// The container.
+        container: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// Whether the container's memory limit had processes killed.
+        oom_killed: bool,
+    },
+}
+
+/// How far a container's set-up had come when it failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailurePhase {
+    /// Reading the configuration.
+    Config,
+    /// Namespaces.
+    Namespaces,
+    /// Root file system and mounts.
+    Mounts,
+    /// Control groups.
+    Cgroups,
+    /// Identity: users, capabilities, seccomp, limits.
+    Process,
+    /// Stdio streams or the terminal.
+    Stdio,
+    /// Executing the program.
+    Exec,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitStatus {
+    /// It returned this status, 0 to 255.
+    Code(u8),
+    /// This signal, 1 to 64, ended it.
+    Signal(u8),
+}
+
+/// Everything the agent needs to set a container up.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateContainer {
+    /// The container's id.
+    pub container: String,
+    /// The bundle's `config.json`, byte for byte as the monitor checked it.
+    pub config: Box<RawValue>,
+    /// Which entries of `mounts` are bind mounts from the host, and where they are in the share.
+    /// The entries not named here are mounted by the guest itself (proc, tmpfs, ...).
+    pub binds: Vec<BindMount>,
+    /// The process's stdio.
+    pub stdio: Stdio,
+}
+
+/// A bind mount that the host has put in the share as `mounts/<mount>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BindMount {
+    /// Index into `mounts` of the configuration.
+    pub mount: usize,
+    /// The source is a file, a socket or a device, not a directory.
+    pub is_file: bool,
+}
+
+/// Where a process's stdio goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Stdio {
+    /// A pseudo-terminal in the guest; its master is one stream for both directions.
+    Terminal {
+        /// The stream.
+        stream: StreamToken,
+        /// The size at start.
+        size: WindowSize,
+    },
+    /// Three pipes. One that is absent is `/dev/null` in the guest.
+    Pipes {
+        /// Standard input: the host half-closes the stream at end of file.
+        stdin: Option<StreamToken>,
+        /// Standard output: the agent half-closes the stream when the last writer is gone.
+        stdout: Option<StreamToken>,
+        /// Standard error, likewise.
+        stderr: Option<StreamToken>,
+    },
+}
+
+/// A terminal's size in characters, as in `struct winsize`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WindowSize {
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub columns: u16,
+}

@@ -1,0 +1,1 @@
+//! Tiny bare-metal guests, embedded as ELF images.

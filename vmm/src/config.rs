@@ -1,0 +1,203 @@
+//! What a vmm process is told when it starts.
+//!
+//! The monitor opens every resource, starts the process with them as inherited file descriptors,
+//! and passes one of these as JSON (the fd number is on the command line). A vmm opens nothing by
+//! path. Memory sizes are MiB.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use serde::{Deserialize, Serialize};
+
+/// Number of an inherited file descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct InheritedFd(pub RawFd);
+
+impl InheritedFd {
+    /// Takes the descriptor over.
+    ///
+    /// # Safety
+    /// The number is an open descriptor that nothing else in this process owns. A process's
+    /// configuration names each descriptor once and each is taken once.
+    pub unsafe fn take(self) -> OwnedFd {
+        // SAFETY: the caller's promise.
+        unsafe { OwnedFd::from_raw_fd(self.0) }
+    }
+}
+
+/// A machine of the kvm engine: what `kiln vmm` runs.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// The sandbox's id, for log lines.
+    pub id: String,
+    /// `/dev/kvm`, opened.
+    pub kvm: InheritedFd,
+    /// Guest memory in MiB, at least 1.
+    pub memory_mib: u64,
+    /// vCPUs, 1 to 32.
+    pub cpus: u8,
+    /// What is booted.
+    pub boot: BootConfig,
+    /// The serial console, and whether a virtio console takes its place on the fds.
+    pub console: ConsoleConfig,
+    /// Block devices, in the order the guest finds them.
+    pub disks: Vec<DiskConfig>,
+    /// Shared file trees.
+    pub shares: Vec<ShareConfig>,
+    /// The vsock device.
+    pub vsock: Option<VsockConfig>,
+    /// Who the process becomes.
+    pub jail: JailConfig,
+    /// A connected `SOCK_SEQPACKET` Unix socket on which the process sends [`VmmEvent`]s, one JSON
+    /// object a packet. When the other end closes, the process ends.
+    pub control: InheritedFd,
+}
+
+/// What a machine boots.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootConfig {
+    /// The kernel: an uncompressed x86-64 ELF.
+    pub kernel: InheritedFd,
+    /// The initial RAM disk.
+    pub initrd: Option<InheritedFd>,
+    /// The kernel command line; the machine appends its virtio-mmio devices.
+    pub cmdline: String,
+    /// How the kernel is entered.
+    pub entry: Entry,
+}
+
+/// How a kernel is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Entry {
+    /// PVH where the ELF has the note, else the 64-bit entry.
+    Auto,
+    /// The 64-bit Linux boot protocol at the ELF's entry point.
+    Linux64,
+    /// PVH (`XEN_ELFNOTE_PHYS32_ENTRY`).
+    Pvh,
+}
+
+/// Where the guest's console goes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsoleConfig {
+    /// Which device the fds belong to.
+    pub kind: ConsoleKind,
+    /// What the guest reads, if anything.
+    pub input: Option<InheritedFd>,
+    /// Where its output goes, if anywhere. A writer that blocks blocks the guest's console only.
+    pub output: Option<InheritedFd>,
+}
+
+/// The device that a console is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConsoleKind {
+    /// A 16550A at port 0x3f8, irq 4 (`ttyS0`).
+    Serial,
+    /// virtio-console (`hvc0`).
+    Virtio,
+}
+
+/// A block device.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// A raw image file or a block device, opened as `read_only` says.
+    pub file: InheritedFd,
+    /// The guest may not write.
+    pub read_only: bool,
+}
+
+/// A shared file tree, served by an fs backend process.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareConfig {
+    /// The mount tag, at most 36 bytes.
+    pub tag: String,
+    /// A connected Unix stream socket to the backend, which speaks vhost-user.
+    pub socket: InheritedFd,
+}
+
+/// The vsock device.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, at least 3.
+    pub guest_cid: u64,
+    /// The device's end of the broker socket (`virtio::vsock`): a `SOCK_SEQPACKET` Unix socket over
+    /// which connections are passed as file descriptors, both ways.
+    pub broker: InheritedFd,
+    /// The host ports that the guest may connect to. Any other is refused.
+    pub host_ports: Vec<u32>,
+}
+
+/// The identity a jailed process takes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JailConfig {
+    /// User id, not 0.
+    pub uid: u32,
+    /// Group id, not 0.
+    pub gid: u32,
+}
+
+/// The devices that QEMU's guest gets from kiln: what `kiln devices` serves over vhost-user.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DevicesConfig {
+    /// The sandbox's id, for log lines.
+    pub id: String,
+    /// The vsock device and the Unix stream socket, listening, on which QEMU's end connects.
+    pub vsock: Option<(VsockConfig, InheritedFd)>,
+    /// Block devices, likewise.
+    pub disks: Vec<(DiskConfig, InheritedFd)>,
+    /// Who the process becomes.
+    pub jail: JailConfig,
+    /// As in [`MachineConfig::control`].
+    pub control: InheritedFd,
+}
+
+/// What a vmm process tells the monitor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum VmmEvent {
+    /// Jailed and about to run the guest (or to serve devices).
+    Running,
+    /// The guest has ended; the process exits after this.
+    Ended {
+        /// How.
+        how: GuestEnd,
+    },
+    /// The process can't go on and exits after this.
+    Failed {
+        /// What failed and why: a whole sentence's worth, sources included.
+        message: String,
+    },
+}
+
+/// How a guest ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuestEnd {
+    /// It switched the machine off.
+    Shutdown,
+    /// It asked for a reset.
+    Reset,
+    /// A fault while delivering a double fault.
+    TripleFault,
+    /// KVM could not run it any further.
+    Broken {
+        /// The exit's name and data.
+        reason: String,
+        /// The vCPU's registers as text, one line each.
+        registers: Vec<String>,
+    },
+}
+
+/// The port a guest writes to in order to switch the machine off: its value is ignored. QEMU's
+/// `isa-debug-exit` stands at the same port in the emulated engine.
+pub const POWER_OFF_PORT: u16 = 0x501;

@@ -1,0 +1,18 @@
+//! kiln's virtual machine monitor.
+//!
+//! # Shape
+//! * [`virtio`]: the devices. A device knows queues and guest memory, not what carries them.
+//! * [`transport`]: what carries them: `mmio` to the kvm engine's guest, `vhost_user` to QEMU.
+//! * [`config`]: what a vmm process is told when it starts, every resource as an inherited fd.
+//!
+//! # Trust
+//! The guest is hostile: every address, length, index and count that comes from it is checked, and
+//! arithmetic on them is checked arithmetic. A device that finds its driver breaking the rules
+//! stops with an error of its own and harms no other device.
+
+pub mod config;
+pub mod transport;
+pub mod virtio;
+
+/// Guest memory, as every device and transport sees it.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
