@@ -1,0 +1,54 @@
+# kiln: build, demonstrate, test. Every target is idempotent and installs what it needs.
+
+TARGET  := x86_64-unknown-linux-gnu
+OUT     := out
+LIB     := $(OUT)/lib/kiln
+export KILN_LIB_DIR := $(CURDIR)/$(LIB)
+
+.PHONY: help build demo test bench fuzz lint kernel setup setup-tests clean
+
+help:
+	@echo "make build   install what is missing; build the guest kernel, the agent and kiln into $(OUT)/"
+	@echo "make demo    build a real C project and run its tests inside a microVM, then hostile steps"
+	@echo "make test    format, lints, licences and every test"
+	@echo "make bench   start-up, memory and stdio figures, against a second command in the same run"
+	@echo "make fuzz    fuzz every parser of hostile bytes (SECONDS_EACH=600)"
+
+setup:
+	@setup/install
+
+setup-tests:
+	@setup/install --tests
+
+kernel: setup
+	@kernel-config/build --output $(LIB)
+
+build: kernel
+	@echo "build: kiln (release)" && cargo build --locked --release --bin kiln
+	@echo "build: agent" && cargo build --locked --profile agent --package kiln-agent
+	@guest-agent/check-elf target/$(TARGET)/agent/kiln-agent
+	@mkdir -p $(OUT)/bin $(LIB)
+	@install -m 755 target/$(TARGET)/release/kiln $(OUT)/bin/kiln
+	@install -m 755 target/$(TARGET)/agent/kiln-agent $(LIB)/kiln-agent
+	@$(OUT)/bin/kiln --version
+
+demo: build
+	@demo/run
+
+lint: setup
+	@cargo fmt --all --check
+	@cargo clippy --locked --workspace --all-targets -- -D warnings
+	@setup/check-dependencies
+
+test: setup-tests build lint
+	@cargo nextest run --locked --workspace --no-fail-fast
+
+bench: build
+	@cargo bench --locked --bench start
+	@benches/run
+
+fuzz: setup
+	@fuzz/run
+
+clean:
+	@rm -rf target $(OUT)
