@@ -1,2 +1,19 @@
 //! kiln: every container in a microVM of its own, with runc's command line.
-fn main() {}
+//!
+//! # Shape
+//! * [`cli`]: one file a verb; the hidden verbs are the processes of a sandbox.
+//! * [`settings`]: what the configuration file, annotations and flags decide.
+//! * [`artefacts`]: where the guest's kernel and agent are found.
+//! * [`log`]: log lines and errors in the forms that callers of runc read.
+
+// The run path that uses the rest is being put in place.
+#![allow(dead_code)]
+
+mod artefacts;
+mod cli;
+mod log;
+mod settings;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

@@ -1,0 +1,58 @@
+//! The hidden verbs: each is a process of a sandbox that reads its configuration from an inherited
+//! file descriptor and then runs until its work is done.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::os::fd::{FromRawFd, RawFd};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use serde::de::DeserializeOwned;
+
+/// Options of every hidden verb.
+#[derive(Debug, clap::Args)]
+pub struct Internal {
+    /// The descriptor to read the configuration from
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(RawFd).range(3..))]
+    config_fd: RawFd,
+}
+
+impl Internal {
+    fn read<T: DeserializeOwned>(self) -> anyhow::Result<T> {
+        if nix::fcntl::fcntl(
+            // SAFETY: only asks whether the descriptor is open.
+            unsafe { std::os::fd::BorrowedFd::borrow_raw(self.config_fd) },
+            nix::fcntl::FcntlArg::F_GETFD,
+        )
+        .is_err()
+        {
+            bail!("file descriptor {} of --config-fd is not open", self.config_fd);
+        }
+        // SAFETY: the process that started this one handed the descriptor over for this purpose.
+        let file = unsafe { File::from_raw_fd(self.config_fd) };
+        serde_json::from_reader(BufReader::new(file))
+            .with_context(|| format!("configuration on file descriptor {}", self.config_fd))
+    }
+}
+
+/// `kiln monitor`.
+pub fn monitor(_config: Internal) -> anyhow::Result<ExitCode> {
+    bail!("this build has no monitor")
+}
+
+/// `kiln vmm`.
+pub fn vmm(config: Internal) -> anyhow::Result<ExitCode> {
+    let _config: kiln_vmm::config::MachineConfig = config.read()?;
+    bail!("this build has no kvm engine")
+}
+
+/// `kiln devices`.
+pub fn devices(config: Internal) -> anyhow::Result<ExitCode> {
+    let _config: kiln_vmm::config::DevicesConfig = config.read()?;
+    bail!("this build has no emulated engine")
+}
+
+/// `kiln fs`.
+pub fn fs(_config: Internal) -> anyhow::Result<ExitCode> {
+    bail!("this build has no fs backend")
+}

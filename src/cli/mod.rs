@@ -1,0 +1,134 @@
+//! The command line: options before the verb, then one file a verb.
+//!
+//! The verbs that users call have runc's names and options. The hidden ones are the processes of a
+//! sandbox: each is told all it needs by a JSON document that it reads from `--config-fd`.
+
+mod doctor;
+mod internal;
+mod run;
+mod spec;
+mod version;
+mod vm_run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::log::{self, LogFormat};
+
+const PRECEDENCE: &str = "\
+A setting is taken from the first of these that gives it: a flag; an annotation of the bundle \
+(io.kiln.engine, io.kiln.cpus, io.kiln.memory-mib); the bundle's own limits \
+(linux.resources.cpu, linux.resources.memory); the configuration file; the default.";
+
+/// Runs OCI containers, each in a microVM of its own.
+#[derive(Debug, Parser)]
+#[command(name = "kiln", disable_version_flag = true, after_help = PRECEDENCE)]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    /// Print the versions of kiln, its protocol, its guest kernel and its agent
+    #[arg(short = 'v', long)]
+    version: bool,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+/// Options that stand before the verb.
+#[derive(Debug, clap::Args)]
+pub struct Global {
+    /// Where the state of sandboxes is kept
+    #[arg(long, value_name = "DIR", default_value = "/run/kiln")]
+    pub root: PathBuf,
+    /// Append log lines and the final error to this file
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// The form of log lines
+    #[arg(long, value_enum, default_value = "text")]
+    pub log_format: LogFormat,
+    /// Log debugging lines, and all of them to standard error if there is no --log
+    #[arg(long)]
+    pub debug: bool,
+    /// Accepted for compatibility: limits are applied inside the guest
+    #[arg(long)]
+    pub systemd_cgroup: bool,
+    /// The configuration file [default: /etc/kiln/config.toml if it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The folder of the guest kernel and the agent [default: KILN_LIB_DIR, ../lib/kiln beside the
+    /// executable, /usr/lib/kiln]
+    #[arg(long, value_name = "DIR")]
+    pub lib_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Create and run a container
+    Run(run::Run),
+    /// Write a bundle's config.json
+    Spec(spec::Spec),
+    /// Check what this host can do and say how to mend what it can't
+    Doctor(doctor::Doctor),
+    /// Virtual machines without containers
+    #[command(subcommand)]
+    Vm(Vm),
+    /// The process that stands for a sandbox
+    #[command(hide = true)]
+    Monitor(internal::Internal),
+    /// The machine of the kvm engine
+    #[command(hide = true)]
+    Vmm(internal::Internal),
+    /// The devices of the emulated engine
+    #[command(hide = true)]
+    Devices(internal::Internal),
+    /// The virtio-fs backend
+    #[command(hide = true)]
+    Fs(internal::Internal),
+}
+
+#[derive(Debug, Subcommand)]
+enum Vm {
+    /// Boot a kernel with its serial console on standard input and output
+    Run(vm_run::VmRun),
+}
+
+/// Parses the command line, runs the verb and reports its error.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let log = match log::start(&arguments.global) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("kiln: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match dispatch(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            log.report(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let global = &arguments.global;
+    if arguments.version {
+        return version::print(global);
+    }
+    let Some(verb) = arguments.verb else {
+        Arguments::command().print_help()?;
+        return Ok(ExitCode::FAILURE);
+    };
+    match verb {
+        Verb::Run(run) => run::run(global, run),
+        Verb::Spec(spec) => spec::run(&spec),
+        Verb::Doctor(doctor) => doctor::run(global, &doctor),
+        Verb::Vm(Vm::Run(vm_run)) => vm_run::run(global, vm_run),
+        Verb::Monitor(config) => internal::monitor(config),
+        Verb::Vmm(config) => internal::vmm(config),
+        Verb::Devices(config) => internal::devices(config),
+        Verb::Fs(config) => internal::fs(config),
+    }
+}
