@@ -3,6 +3,7 @@
 //! # Shape
 //! * [`virtio`]: the devices. A device knows queues and guest memory, not what carries them.
 //! * [`transport`]: what carries them: `mmio` to the kvm engine's guest, `vhost_user` to QEMU.
+//! * [`kvm`]: the kvm engine's machine; [`memory`]: its guest's memory.
 //! * [`config`]: what a vmm process is told when it starts, every resource as an inherited fd.
 //!
 //! # Trust
@@ -10,7 +11,11 @@
 //! arithmetic on them is checked arithmetic. A device that finds its driver breaking the rules
 //! stops with an error of its own and harms no other device.
 
+mod borrow;
 pub mod config;
+pub mod kvm;
+pub mod memory;
+mod sync;
 pub mod transport;
 pub mod virtio;
 

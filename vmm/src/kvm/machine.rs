@@ -1,0 +1,350 @@
+//! A machine: made, given devices and a kernel, and run to its guest's end.
+
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kvm_bindings::{KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use rustix::event::{PollFd, PollFlags, poll};
+use vm_memory::{Address, GuestMemory as _, GuestMemoryRegion};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::cpuid::Topology;
+use super::kick::{self, Kick};
+use super::ports::Ports;
+use super::serial::{Pump, SerialPort};
+use super::vcpu::{self, Shared};
+use super::{Kernel, KvmError, MAX_CPUS, boot, cpuid, layout, registers};
+use crate::GuestMemory;
+use crate::borrow::borrow_fd;
+use crate::config::GuestEnd;
+use crate::memory;
+use crate::sync::lock;
+
+/// Sees an exit that would end the guest as [`GuestEnd::Broken`] before anything is done about it,
+/// on the processor's thread; says whether it has dealt with it, so that the guest goes on. Tests
+/// use it to stand in for what a host's KVM can't do.
+pub type ExitHook = Box<dyn FnMut(&mut VcpuFd) -> bool + Send>;
+
+/// How long the end of a machine waits for the reader of its console.
+const CONSOLE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A virtual machine.
+pub struct Machine {
+    vm: VmFd,
+    vcpus: Vec<VcpuFd>,
+    memory: GuestMemory,
+    bus: Bus,
+    pump: Option<Pump>,
+    hook: Option<ExitHook>,
+    stop: Arc<EventFd>,
+    hang_up: Option<OwnedFd>,
+}
+
+/// Stops a machine from another thread.
+#[derive(Clone)]
+pub struct Stopper(Arc<EventFd>);
+
+impl Stopper {
+    /// Makes [`Machine::run`] return [`KvmError::Stopped`] soon, whatever the guest does.
+    pub fn stop(&self) {
+        // The only failure is a counter at its limit, which wakes just as well.
+        let _ = self.0.write(1);
+    }
+}
+
+/// What a guest's accesses outside of memory reach.
+#[derive(Default)]
+pub(super) struct Bus {
+    pub ports: Ports,
+    nowhere: AtomicU64,
+}
+
+impl Bus {
+    pub fn read(&self, address: u64, data: &mut [u8]) {
+        self.log_nowhere("reads", address);
+        data.fill(0xff);
+    }
+
+    pub fn write(&self, address: u64, _data: &[u8]) {
+        self.log_nowhere("writes", address);
+    }
+
+    /// Logs the first accesses to nowhere, then ever fewer.
+    fn log_nowhere(&self, what: &str, address: u64) {
+        const LOGGED: u64 = 4;
+
+        let count = self.nowhere.fetch_add(1, Ordering::Relaxed) + 1;
+        if count <= LOGGED || count.is_power_of_two() {
+            tracing::warn!(count, "guest {what} {address:#x}, where nothing is");
+        }
+    }
+}
+
+impl Machine {
+    /// Makes a machine of `/dev/kvm`, opened.
+    ///
+    /// # Errors
+    /// A size out of range, or a host that can't give what it takes.
+    pub fn new(kvm: OwnedFd, memory_mib: u64, cpus: u8) -> Result<Self, KvmError> {
+        if !(1..=MAX_CPUS).contains(&cpus) {
+            return Err(KvmError::Cpus(cpus));
+        }
+        // SAFETY: the descriptor is owned, and handed over.
+        let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
+        check(&kvm)?;
+        let memory = memory::allocate(memory_mib)?;
+        let vm = kvm.create_vm().map_err(KvmError::ioctl("create a VM"))?;
+        add_memory(&vm, &memory)?;
+        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+        add_interrupt_controllers(&vm, !tsc_deadline)?;
+        let vcpus = create_vcpus(&kvm, &vm, Topology { cpus, tsc_deadline })?;
+        let stop =
+            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(KvmError::host("make an eventfd"))?;
+        Ok(Self {
+            vm,
+            vcpus,
+            memory,
+            bus: Bus::default(),
+            pump: None,
+            hook: None,
+            stop: Arc::new(stop),
+            hang_up: None,
+        })
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Gives it a serial port that reads `input` and writes `output`.
+    ///
+    /// # Errors
+    /// The host is out of file descriptors, or KVM refuses the interrupt line.
+    pub fn add_serial(
+        &mut self,
+        input: Option<OwnedFd>,
+        output: Option<OwnedFd>,
+    ) -> Result<(), KvmError> {
+        let irq =
+            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(KvmError::host("make an eventfd"))?;
+        self.vm
+            .register_irqfd(&irq, layout::SERIAL_IRQ)
+            .map_err(KvmError::ioctl("connect the serial port's interrupt"))?;
+        let (port, pump) =
+            SerialPort::new(irq, input, output).map_err(KvmError::host("make a serial port"))?;
+        self.bus.ports.serial = Some(port);
+        self.pump = Some(pump);
+        Ok(())
+    }
+
+    /// Lets `hook` see exits before they end the guest.
+    pub fn set_exit_hook(&mut self, hook: ExitHook) {
+        self.hook = Some(hook);
+    }
+
+    /// Stops the machine when the other end of this connected socket closes.
+    pub fn stop_on_hang_up(&mut self, socket: OwnedFd) {
+        self.hang_up = Some(socket);
+    }
+
+    /// What stops the machine from another thread.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.stop.clone())
+    }
+
+    /// Loads a kernel and prepares the first processor to enter it. The command line gets the
+    /// machine's devices appended, so devices come first.
+    ///
+    /// # Errors
+    /// A kernel that can't be booted here, or does not fit.
+    pub fn boot(&mut self, kernel: Kernel) -> Result<(), KvmError> {
+        let entry = boot::load(&self.memory, kernel, self.vcpus.len() as u8)?;
+        match self.vcpus.first() {
+            Some(first) => registers::set_boot_state(first, &self.memory, entry),
+            None => Err(KvmError::Cpus(0)),
+        }
+    }
+
+    /// Runs the guest to its end.
+    ///
+    /// # Errors
+    /// [`KvmError::Stopped`] when it was told to stop, else a failure of the host.
+    pub fn run(self) -> Result<GuestEnd, KvmError> {
+        let ended =
+            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(KvmError::host("make an eventfd"))?;
+        let shared = Arc::new(Shared {
+            bus: self.bus,
+            memory: self.memory,
+            hook: self.hook.map(Into::into),
+            stop: AtomicBool::new(false),
+            end: None.into(),
+            ended,
+        });
+        let pump = self.pump.map(spawn_pump).transpose()?;
+        let mut processors = Processors { shared: shared.clone(), threads: Vec::new() };
+        for (index, vcpu) in self.vcpus.into_iter().enumerate() {
+            processors.start(index, vcpu)?;
+        }
+        let waited = wait(&shared.ended, &self.stop, self.hang_up.as_ref());
+        drop(processors);
+        if let (Some(pump), Some(serial)) = (pump, &shared.bus.ports.serial) {
+            let stopped = !matches!(waited, Ok(Wakeup::Ended));
+            serial.finish(if stopped { Duration::ZERO } else { CONSOLE_PATIENCE });
+            end_pump(pump);
+        }
+        match waited? {
+            Wakeup::Ended => lock(&shared.end).take().ok_or(KvmError::Stopped),
+            Wakeup::Stopped => Err(KvmError::Stopped),
+        }
+    }
+}
+
+/// The processors' threads. Dropped, it stops them and waits until they are gone.
+struct Processors {
+    shared: Arc<Shared>,
+    threads: Vec<(Kick, JoinHandle<VcpuFd>)>,
+}
+
+impl Processors {
+    fn start(&mut self, index: usize, vcpu: VcpuFd) -> Result<(), KvmError> {
+        let kick = Kick::new(&vcpu)?;
+        let shared = self.shared.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{index}"))
+            .spawn(move || vcpu::run(index, vcpu, &shared))
+            .map_err(KvmError::host("start a vCPU's thread"))?;
+        self.threads.push((kick, thread));
+        Ok(())
+    }
+}
+
+impl Drop for Processors {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        if let Some(serial) = &self.shared.bus.ports.serial {
+            serial.stop_waiting();
+        }
+        for (kick, thread) in &self.threads {
+            kick.kick(thread);
+        }
+        for (_, thread) in self.threads.drain(..) {
+            // A thread that panicked is gone all the same.
+            let _ = thread.join();
+        }
+    }
+}
+
+enum Wakeup {
+    Ended,
+    Stopped,
+}
+
+/// Waits for the guest's end or for being told to stop.
+fn wait(ended: &EventFd, stop: &EventFd, hang_up: Option<&OwnedFd>) -> Result<Wakeup, KvmError> {
+    loop {
+        let (ended, stop) = (borrow_fd(ended), borrow_fd(stop));
+        let mut fds = vec![PollFd::from_borrowed_fd(ended, PollFlags::IN)];
+        fds.push(PollFd::from_borrowed_fd(stop, PollFlags::IN));
+        // POLLHUP is reported unasked; POLLIN would also tell of data, which nobody sends.
+        fds.extend(hang_up.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::RDHUP)));
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(KvmError::host("wait for the guest")(e)),
+        }
+        if !fds[0].revents().is_empty() {
+            return Ok(Wakeup::Ended);
+        }
+        if fds[1..].iter().any(|fd| !fd.revents().is_empty()) {
+            return Ok(Wakeup::Stopped);
+        }
+    }
+}
+
+fn spawn_pump(pump: Pump) -> Result<JoinHandle<()>, KvmError> {
+    kick::install_handler()?;
+    std::thread::Builder::new()
+        .name("serial".into())
+        .spawn(|| pump.run())
+        .map_err(KvmError::host("start the serial port's thread"))
+}
+
+/// Waits for a pump that was told to finish. A terminal can make it wait in a write although it was
+/// ready: it is interrupted until it sees that nothing is left to do.
+fn end_pump(pump: JoinHandle<()>) {
+    while !pump.is_finished() {
+        kick::interrupt(&pump);
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    let _ = pump.join();
+}
+
+fn check(kvm: &Kvm) -> Result<(), KvmError> {
+    let version = kvm.get_api_version();
+    if version != KVM_API_VERSION as i32 {
+        return Err(KvmError::Unsupported(format!(
+            "it speaks version {version} of the API, kiln speaks {KVM_API_VERSION}"
+        )));
+    }
+    let needed = [
+        (Cap::Irqchip, "in-kernel interrupt controllers"),
+        (Cap::Ioeventfd, "ioeventfd"),
+        (Cap::Irqfd, "irqfd"),
+        (Cap::ImmediateExit, "immediate_exit"),
+    ];
+    match needed.into_iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
+        Some((_, name)) => Err(KvmError::Unsupported(format!("it lacks {name}"))),
+        None => Ok(()),
+    }
+}
+
+fn add_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), KvmError> {
+    for (slot, region) in memory.iter().enumerate() {
+        let slot = kvm_userspace_memory_region {
+            slot: slot as u32,
+            flags: 0,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the mapping is as long as the slot says and outlives the VM: a machine holds
+        // both, and its threads hold the memory until they are gone.
+        unsafe { vm.set_user_memory_region(slot) }
+            .map_err(KvmError::ioctl("give guest memory to the VM"))?;
+    }
+    Ok(())
+}
+
+/// The interrupt controllers, and the interval timer where kernels need it as their clock: with a
+/// deadline timer in each local APIC and kvmclock they don't.
+fn add_interrupt_controllers(vm: &VmFd, interval_timer: bool) -> Result<(), KvmError> {
+    vm.set_tss_address(layout::KVM_TSS).map_err(KvmError::ioctl("place KVM's task state"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(KvmError::ioctl("place KVM's identity map"))?;
+    vm.create_irq_chip().map_err(KvmError::ioctl("create the interrupt controllers"))?;
+    if interval_timer {
+        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(config).map_err(KvmError::ioctl("create the interval timer"))?;
+    }
+    Ok(())
+}
+
+fn create_vcpus(kvm: &Kvm, vm: &VmFd, topology: Topology) -> Result<Vec<VcpuFd>, KvmError> {
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(KvmError::ioctl("get the CPUID leaves that KVM supports"))?;
+    (0..topology.cpus)
+        .map(|id| {
+            let vcpu = vm.create_vcpu(id.into()).map_err(KvmError::ioctl("create a vCPU"))?;
+            let mut leaves = supported.clone();
+            cpuid::fill_in(&mut leaves, topology, id);
+            vcpu.set_cpuid2(&leaves).map_err(KvmError::ioctl("set a vCPU's CPUID leaves"))?;
+            Ok(vcpu)
+        })
+        .collect()
+}
