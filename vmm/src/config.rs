@@ -161,6 +161,50 @@ pub struct DevicesConfig {
     pub control: InheritedFd,
 }
 
+/// The file trees that a guest shares with the host: what `kiln fs` serves over vhost-user.
+///
+/// The process runs with the uid it is started with, which owns what the guest's root creates.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FsConfig {
+    /// The sandbox's id, for log lines.
+    pub id: String,
+    /// A Unix stream socket, listening, on which one vhost-user frontend connects.
+    pub socket: InheritedFd,
+    /// What the guest sees as `rootfs/`.
+    pub rootfs: SharedTree,
+    /// What the guest sees as `mounts/<index>`, one for each bind mount of the bundle.
+    pub mounts: Vec<SharedMount>,
+    /// As in [`MachineConfig::control`].
+    pub control: InheritedFd,
+}
+
+/// A directory of the host, with what is mounted below it, that a guest shares.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedTree {
+    /// The directory, opened with `O_PATH` in the mount namespace that the process starts in.
+    pub source: InheritedFd,
+    /// The guest may not write, whatever is mounted below included.
+    pub read_only: bool,
+}
+
+/// A file or a directory of the host that a guest shares in a place of its own.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedMount {
+    /// Its place among the bundle's mounts; no two are the same.
+    pub index: u32,
+    /// The file or directory, opened as [`SharedTree::source`] is.
+    pub source: InheritedFd,
+    /// The guest may not write, whatever is mounted below included.
+    pub read_only: bool,
+    /// It is not a directory.
+    pub is_file: bool,
+    /// With whatever is mounted below it (`rbind`), or without (`bind`).
+    pub recursive: bool,
+}
+
 /// What a vmm process tells the monitor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]

@@ -6,6 +6,8 @@
 //! [`VirtioDevice::process`], and signals the driver for the queues that the device names in
 //! [`Used`].
 
+pub mod fs;
+
 use std::os::fd::BorrowedFd;
 
 use virtio_queue::Queue;

@@ -1,0 +1,191 @@
+//! virtio-fs: the fs backend process, which serves a guest's share of the host's files over
+//! vhost-user, to either engine.
+//!
+//! # What the guest gets
+//! One file system with `rootfs/` and `mounts/<index>`, that behaves as a local one: owners, modes,
+//! set-id bits, extended attributes and POSIX ACLs, hard links, sockets, FIFOs and device nodes,
+//! sparse files, nanosecond times. Locks are the guest's own affair: no other kernel sees them.
+//! `trusted.*` attributes, `chattr` flags and leases are not available. All parts have one `st_dev`
+//! in the guest; inode numbers differ between them, and links and renames from one to another fail
+//! with `EXDEV`.
+//!
+//! # Who does what
+//! * [`tree`]: the mount namespace that holds the share and nothing else.
+//! * [`confinement`]: capabilities, limits and system calls.
+//! * [`guarded`]: checks on what the guest names, and how long it may cache.
+//! * [`request`]: one request to its reply.
+//! * [`backend`]: queues and threads.
+//!
+//! The FUSE protocol and the passing of operations to the host's files are `virtiofsd`'s, used as a
+//! library. It was chosen over `fuse-backend-rs`, which has neither POSIX ACLs nor default ACLs (it
+//! applies the mode mask itself), no supplementary groups and no `copy_file_range`, sets an open
+//! file's flags from each request's in a race with the other threads', and opens `/proc` by path.
+//!
+//! # Trust
+//! The guest is hostile. Whatever it asks stays in the tree: names are checked, the tree is all that
+//! the process can reach, and special files are never opened (the library refuses to open what is
+//! neither a file nor a directory, and the tree is mounted `nodev`). What it can do to its own tree
+//! a container could have done too.
+//!
+//! A file that the guest knows costs memory here but no open file where the host's file system has
+//! file handles (ext4, XFS, btrfs, tmpfs); where it hasn't (overlayfs), it costs one, and beyond the
+//! limit of open files the guest sees `ENFILE` until it forgets some.
+
+mod backend;
+mod confinement;
+mod guarded;
+mod request;
+mod tree;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use vhost::vhost_user::{Error as VhostUserError, Listener};
+use vhost_user_backend::VhostUserDaemon;
+use virtiofsd::passthrough::{
+    CachePolicy, Config as PassthroughConfig, InodeFileHandlesMode, NegotiationMode, PassthroughFs,
+};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+use crate::config::{FsConfig, VmmEvent};
+use backend::FsBackend;
+use guarded::GuardedFs;
+use tree::{Place, ProcFiles, Share, ShareOptions};
+
+pub use backend::{QUEUE_SIZE, QUEUES};
+pub use confinement::ConfinementError;
+pub use guarded::MAX_MOUNT_INDEX;
+pub use tree::TreeError;
+
+/// Why the fs backend could not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum FsError {
+    /// The tree.
+    #[error("cannot build the shared tree")]
+    Tree(#[from] TreeError),
+    /// The confinement.
+    #[error("cannot confine the fs backend")]
+    Confinement(#[from] ConfinementError),
+    /// The control socket.
+    #[error("cannot tell the monitor")]
+    Control(#[source] io::Error),
+    /// The passthrough file system.
+    #[error("cannot serve the shared tree")]
+    Passthrough(#[source] io::Error),
+    /// The device or its connection.
+    #[error("vhost-user connection failed: {0}")]
+    VhostUser(String),
+}
+
+/// Serves until the frontend disconnects; the process ends by itself when the control socket's other
+/// end closes. Confines the calling process, which must have a single thread, for good.
+///
+/// # Errors
+/// See [`FsError`]: before the first request is served, or when the frontend breaks the protocol.
+///
+/// # Safety
+/// As for [`InheritedFd::take`](crate::config::InheritedFd::take), for every descriptor in `config`.
+pub unsafe fn serve(config: FsConfig) -> Result<(), FsError> {
+    // SAFETY: the caller's promise; likewise below, where each is taken once.
+    let control = unsafe { config.control.take() };
+    // SAFETY: as above.
+    let socket = UnixListener::from(unsafe { config.socket.take() });
+    // SAFETY: as above.
+    let shares = unsafe { take_shares(&config) }?;
+
+    let file_limit = confinement::limit()?;
+    confinement::leave_namespaces()?;
+    let proc_files = tree::enter(&shares)?;
+    drop(shares);
+    confinement::drop_capabilities()?;
+
+    let file_system = passthrough(proc_files, file_limit).map_err(FsError::Passthrough)?;
+    let backend = Arc::new(FsBackend::new(GuardedFs::new(file_system)));
+    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)
+        .map_err(|error| FsError::VhostUser(error.to_string()))?;
+    end_with(control.try_clone().map_err(FsError::Control)?)?;
+    confinement::restrict_system_calls()?;
+    announce(control).map_err(FsError::Control)?;
+
+    let mut listener = Listener::from(socket);
+    daemon.start(&mut listener).map_err(|error| FsError::VhostUser(error.to_string()))?;
+    match daemon.wait() {
+        Ok(()) => Ok(()),
+        // A frontend that ends closes its socket wherever it is.
+        Err(vhost_user_backend::Error::HandleRequest(
+            VhostUserError::Disconnected | VhostUserError::PartialMessage,
+        )) => Ok(()),
+        Err(error) => Err(FsError::VhostUser(error.to_string())),
+    }
+}
+
+/// Clones what is shared.
+///
+/// # Safety
+/// As for [`serve`]; each share's source is taken.
+unsafe fn take_shares(config: &FsConfig) -> Result<Vec<Share>, TreeError> {
+    let mut shares = Vec::with_capacity(config.mounts.len() + 1);
+    // SAFETY: the caller's promise.
+    let source = unsafe { config.rootfs.source.take() };
+    let options = ShareOptions { read_only: config.rootfs.read_only, recursive: true };
+    shares.push(Share::new(source.as_fd(), Place::Rootfs, options)?);
+    for mount in &config.mounts {
+        if mount.index > MAX_MOUNT_INDEX {
+            return Err(TreeError::LargeIndex(mount.index));
+        }
+        // SAFETY: the caller's promise.
+        let source = unsafe { mount.source.take() };
+        let place = Place::Mount { index: mount.index, is_file: mount.is_file };
+        let options = ShareOptions { read_only: mount.read_only, recursive: mount.recursive };
+        shares.push(Share::new(source.as_fd(), place, options)?);
+    }
+    Ok(shares)
+}
+
+/// The library's file system over the tree, which is the process's root by now.
+fn passthrough(proc_files: ProcFiles, file_limit: u64) -> io::Result<PassthroughFs> {
+    PassthroughFs::new(PassthroughConfig {
+        root_dir: "/".to_owned(),
+        proc_sfd_rawfd: Some(proc_files.fd_directory),
+        proc_mountinfo_rawfd: Some(proc_files.mountinfo),
+        // The guest's cache drops what it holds of a file whose size or mtime has changed. How long
+        // it may believe those is for `GuardedFs` to say.
+        cache_policy: CachePolicy::Auto,
+        // A write reaches the host's page cache before the guest's write returns: what a step has
+        // written is there when it ends, however it ends.
+        writeback: false,
+        xattr: true,
+        posix_acl: NegotiationMode::Auto,
+        announce_submounts: false,
+        inode_file_handles: InodeFileHandlesMode::Prefer,
+        readdirplus: true,
+        allow_direct_io: true,
+        // The host clears set-id bits on write. Otherwise the guest asks for the file's capabilities
+        // before each write.
+        killpriv_v2: true,
+        clean_noatime: false,
+        guest_fd_limit: file_limit,
+        ..PassthroughConfig::default()
+    })
+}
+
+/// Ends the process once the other end of the control socket is closed.
+fn end_with(control: OwnedFd) -> Result<(), FsError> {
+    let wait = move || {
+        let mut fds = [PollFd::new(&control, PollFlags::empty())];
+        while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
+        std::process::exit(0);
+    };
+    let thread = std::thread::Builder::new().name("control".to_owned()).spawn(wait);
+    thread.map(drop).map_err(FsError::Control)
+}
+
+fn announce(control: OwnedFd) -> io::Result<()> {
+    let event = serde_json::to_vec(&VmmEvent::Running)?;
+    File::from(control).write_all(&event)
+}
