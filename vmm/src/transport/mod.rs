@@ -5,6 +5,8 @@
 //! ([`VirtioDevice`](crate::virtio::VirtioDevice) on a worker thread), or one that another process
 //! serves over vhost-user. `vhost_user` carries a `VirtioDevice` to QEMU.
 
+pub mod vhost_user_frontend;
+
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 

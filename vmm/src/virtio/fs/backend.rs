@@ -117,7 +117,11 @@ impl VhostUserBackend for FsBackend {
     }
 
     fn reset_device(&self) {
+        // The queues are disabled by now. Whoever serves a request that was begun before holds this
+        // lock; once it is had, nothing touches guest memory any more.
+        let memory = self.memory.write();
         self.server.destroy();
+        drop(memory);
     }
 
     fn set_event_idx(&self, enabled: bool) {
@@ -149,9 +153,19 @@ impl VhostUserBackend for FsBackend {
         _thread: usize,
     ) -> io::Result<()> {
         own_file_system_attributes()?;
-        let vring = vrings
-            .get(usize::from(device_event))
-            .ok_or_else(|| io::Error::other("event of no queue"))?;
+        // An error returned from here would end the thread for good. A driver that breaks its queue
+        // can reset the device and do better.
+        if let Err(error) = self.serve_queue(device_event, vrings) {
+            tracing::warn!(%error, "file system queue is broken");
+        }
+        Ok(())
+    }
+}
+
+impl FsBackend {
+    fn serve_queue(&self, index: u16, vrings: &[VringMutex<Memory>]) -> io::Result<()> {
+        let vring =
+            vrings.get(usize::from(index)).ok_or_else(|| io::Error::other("event of no queue"))?;
         if !self.event_idx.load(Ordering::Relaxed) {
             return self.serve_available(vring);
         }

@@ -153,6 +153,13 @@ fn passthrough(proc_files: ProcFiles, file_limit: u64) -> io::Result<Passthrough
         root_dir: "/".to_owned(),
         proc_sfd_rawfd: Some(proc_files.fd_directory),
         proc_mountinfo_rawfd: Some(proc_files.mountinfo),
+        ..passthrough_config(file_limit)
+    })
+}
+
+/// How the library serves.
+fn passthrough_config(file_limit: u64) -> PassthroughConfig {
+    PassthroughConfig {
         // The guest's cache drops what it holds of a file whose size or mtime has changed. How long
         // it may believe those is for `GuardedFs` to say.
         cache_policy: CachePolicy::Auto,
@@ -171,7 +178,7 @@ fn passthrough(proc_files: ProcFiles, file_limit: u64) -> io::Result<Passthrough
         clean_noatime: false,
         guest_fd_limit: file_limit,
         ..PassthroughConfig::default()
-    })
+    }
 }
 
 /// Ends the process once the other end of the control socket is closed.
@@ -188,4 +195,19 @@ fn end_with(control: OwnedFd) -> Result<(), FsError> {
 fn announce(control: OwnedFd) -> io::Result<()> {
     let event = serde_json::to_vec(&VmmEvent::Running)?;
     File::from(control).write_all(&event)
+}
+
+/// A device over a directory of the host, for tests: not confined, and so without the tree.
+#[cfg(test)]
+pub(crate) fn test_backend(directory: &std::path::Path) -> FsBackend {
+    FsBackend::new(test_file_system(directory))
+}
+
+#[cfg(test)]
+fn test_file_system(directory: &std::path::Path) -> GuardedFs {
+    let config = PassthroughConfig {
+        root_dir: directory.to_str().unwrap().to_owned(),
+        ..passthrough_config(512)
+    };
+    GuardedFs::new(PassthroughFs::new(config).unwrap())
 }
