@@ -6,7 +6,9 @@
 //! [`VirtioDevice::process`], and signals the driver for the queues that the device names in
 //! [`Used`].
 
+pub mod buffers;
 pub mod fs;
+pub mod vsock;
 
 use std::os::fd::BorrowedFd;
 

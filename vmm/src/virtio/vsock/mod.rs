@@ -1,0 +1,3 @@
+//! virtio-vsock.
+
+pub mod broker;
