@@ -35,6 +35,28 @@ macro_rules! guests {
 guests! {
     /// Exceptions and interrupts out of ring 3, `SYSCALL` into ring 0 and `SYSRET` back.
     RING_TRANSITIONS = "ring_transitions";
+    /// The speed of ring 0 beside that of ring 3, by the time stamp counter. Lines `ring0` and
+    /// `ring3` with `instructions=`, `ticks=`, and with `tsc_khz=N` on the command line
+    /// `per_second=`.
+    RING_SPEED = "ring_speed";
+    /// Device memory and ports where nothing is.
+    MMIO_NOWHERE = "mmio_nowhere";
+    /// Start of further CPUs, `cpus=N` in all, and interrupts to them; with the word `mptable` the
+    /// MultiProcessor table too.
+    SMP = "smp";
+    /// The devices that `virtio_mmio.device=` words name, before any driver: a line `device` each.
+    VIRTIO_DISCOVERY = "virtio_discovery";
+    /// All block devices: reads, writes, flushes, refusals. Each 8-byte word of a disk holds its
+    /// own number; of a disk that isn't read-only the first 64 sectors of the second half hold the
+    /// complement in the end. At least 256 sectors.
+    BLOCK = "block";
+    /// The vsock device: `vsock_refused=PORT`, `vsock_port=PORT` with `vsock_bytes=N` (all of which
+    /// the host sends back), `vsock_listen=PORT` (the guest sends back what the host sends). It
+    /// wants the host's credit to run out: the host must be slow to read.
+    VSOCK = "vsock";
+    /// The entropy device and the virtio console, those that are there: says `hello from the
+    /// guest`, and with the word `echo` sends back one line.
+    RNG_AND_CONSOLE = "rng_and_console";
     /// Switches the machine off with its first instructions.
     SHUTDOWN = "shutdown";
     /// Resets the machine through the keyboard controller with its first instructions.

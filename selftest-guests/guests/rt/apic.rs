@@ -38,7 +38,12 @@ pub fn id() -> u8 {
 
 /// Sends this CPU an interrupt.
 pub fn interrupt_self(vector: u8) {
-    command(id(), ASSERT | u32::from(vector));
+    interrupt(id(), vector);
+}
+
+/// Sends a CPU an interrupt.
+pub fn interrupt(id: u8, vector: u8) {
+    command(id, ASSERT | u32::from(vector));
 }
 
 /// Starts another CPU at `page`, the number of a page below 1 MiB.

@@ -14,7 +14,7 @@ use super::tables::{
 };
 
 /// Bytes of each CPU's ring 3 stack.
-const STACK_SIZE: usize = 32 * 1024;
+const STACK_SIZE: usize = 64 * 1024;
 
 #[repr(C, align(16))]
 struct Stacks([[u8; STACK_SIZE]; MAX_CPUS]);
