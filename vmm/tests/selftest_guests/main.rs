@@ -1,0 +1,68 @@
+//! The self-test guests on the kvm engine's machine, by both of their entries, on the real
+//! `/dev/kvm` and with the real devices.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod processors;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use kiln_selftest_guests::Guest;
+use kiln_vmm::config::{Entry, GuestEnd};
+use kiln_vmm::kvm::{Kernel, Machine};
+
+/// A guest that takes this long hangs.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// How a guest ended and what it said.
+#[derive(Debug)]
+struct Outcome {
+    end: GuestEnd,
+    lines: Vec<String>,
+}
+
+impl Outcome {
+    /// The names of the checks that passed, all of which did.
+    fn all_ok(&self) -> Vec<&str> {
+        assert_eq!(self.end, GuestEnd::Shutdown, "{self:#?}");
+        let names = self.lines.iter().map(|line| line.strip_prefix("ok "));
+        names.collect::<Option<_>>().unwrap_or_else(|| panic!("{self:#?}"))
+    }
+}
+
+/// A machine of 64 MiB, without devices.
+fn machine(cpus: u8) -> Machine {
+    let kvm = File::options().read(true).write(true).open("/dev/kvm");
+    Machine::new(kvm.expect("these tests need /dev/kvm").into(), 64, cpus).unwrap()
+}
+
+/// Runs a guest to its end on a machine that has its devices.
+fn run(mut machine: Machine, guest: Guest, cmdline: &str, entry: Entry) -> Outcome {
+    let mut image = tempfile::tempfile().unwrap();
+    image.write_all(guest.image).unwrap();
+    let (mut output, guest_end) = std::io::pipe().unwrap();
+    machine.add_serial(None, Some(OwnedFd::from(guest_end))).unwrap();
+    machine.boot(Kernel { image, initrd: None, cmdline: cmdline.into(), entry }).unwrap();
+    let text = thread::spawn(move || {
+        let mut text = String::new();
+        output.read_to_string(&mut text).map(|_| text)
+    });
+    let stopper = machine.stopper();
+    let (ended, wait) = mpsc::channel::<()>();
+    let deadline = thread::spawn(move || {
+        if wait.recv_timeout(DEADLINE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            stopper.stop();
+        }
+    });
+    let end = machine.run();
+    drop(ended);
+    deadline.join().unwrap();
+    let text = text.join().unwrap().unwrap();
+    let end = end.unwrap_or_else(|error| panic!("{} {entry:?}: {error}\n{text}", guest.name));
+    Outcome { end, lines: text.lines().map(str::to_owned).collect() }
+}
