@@ -14,6 +14,7 @@
 mod borrow;
 pub mod config;
 pub mod kvm;
+mod log_limit;
 pub mod memory;
 mod sync;
 pub mod transport;

@@ -49,6 +49,16 @@ pub const LAST_IRQ: u32 = 23;
 /// How many virtio-mmio devices a machine can have: each has an interrupt line of its own.
 pub const MAX_DEVICES: usize = (LAST_IRQ - FIRST_DEVICE_IRQ + 1) as usize;
 
+/// Address of the virtio-mmio window number `index`, below [`MAX_DEVICES`].
+pub fn window(index: usize) -> u64 {
+    MMIO_WINDOWS + index as u64 * MMIO_WINDOW_SIZE
+}
+
+/// Interrupt line of the virtio-mmio window number `index`, below [`MAX_DEVICES`].
+pub fn device_irq(index: usize) -> u32 {
+    FIRST_DEVICE_IRQ + index as u32
+}
+
 /// I/O APIC registers.
 pub const IO_APIC: u32 = 0xfec0_0000;
 /// Local APIC registers.

@@ -1,14 +1,14 @@
 //! A machine: made, given devices and a kernel, and run to its guest's end.
 
 use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use kvm_bindings::{KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use vm_memory::{Address, GuestMemory as _, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -22,8 +22,12 @@ use super::{Kernel, KvmError, MAX_CPUS, boot, cpuid, layout, registers};
 use crate::GuestMemory;
 use crate::borrow::borrow_fd;
 use crate::config::GuestEnd;
+use crate::log_limit::LogLimit;
 use crate::memory;
 use crate::sync::lock;
+use crate::transport::Backend;
+use crate::transport::mmio::{LocalBackend, MmioTransport, QUEUE_NOTIFY, Worker, WorkerHandle};
+use crate::virtio::VirtioDevice;
 
 /// Sees an exit that would end the guest as [`GuestEnd::Broken`] before anything is done about it,
 /// on the processor's thread; says whether it has dealt with it, so that the guest goes on. Tests
@@ -40,6 +44,7 @@ pub struct Machine {
     memory: GuestMemory,
     bus: Bus,
     pump: Option<Pump>,
+    workers: Vec<(DeviceGroup, Worker)>,
     hook: Option<ExitHook>,
     stop: Arc<EventFd>,
     hang_up: Option<OwnedFd>,
@@ -57,29 +62,59 @@ impl Stopper {
     }
 }
 
+/// Which thread serves a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceGroup {
+    /// Devices that wait for storage.
+    Storage,
+    /// Devices that never wait.
+    Streams,
+}
+
+impl DeviceGroup {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Storage => "storage",
+            Self::Streams => "streams",
+        }
+    }
+}
+
 /// What a guest's accesses outside of memory reach.
 #[derive(Default)]
 pub(super) struct Bus {
     pub ports: Ports,
-    nowhere: AtomicU64,
+    /// The virtio-mmio windows, one after the other from [`layout::MMIO_WINDOWS`].
+    windows: Vec<Mutex<MmioTransport>>,
+    nowhere: LogLimit,
 }
 
 impl Bus {
     pub fn read(&self, address: u64, data: &mut [u8]) {
-        self.log_nowhere("reads", address);
-        data.fill(0xff);
+        match self.window(address) {
+            Some((window, offset)) => lock(window).read(offset, data),
+            None => {
+                self.log_nowhere("reads", address);
+                data.fill(0xff);
+            }
+        }
     }
 
-    pub fn write(&self, address: u64, _data: &[u8]) {
-        self.log_nowhere("writes", address);
+    pub fn write(&self, address: u64, data: &[u8]) {
+        match self.window(address) {
+            Some((window, offset)) => lock(window).write(offset, data),
+            None => self.log_nowhere("writes", address),
+        }
     }
 
-    /// Logs the first accesses to nowhere, then ever fewer.
+    fn window(&self, address: u64) -> Option<(&Mutex<MmioTransport>, u64)> {
+        let offset = address.checked_sub(layout::MMIO_WINDOWS)?;
+        let index = usize::try_from(offset / layout::MMIO_WINDOW_SIZE).ok()?;
+        Some((self.windows.get(index)?, offset % layout::MMIO_WINDOW_SIZE))
+    }
+
     fn log_nowhere(&self, what: &str, address: u64) {
-        const LOGGED: u64 = 4;
-
-        let count = self.nowhere.fetch_add(1, Ordering::Relaxed) + 1;
-        if count <= LOGGED || count.is_power_of_two() {
+        if let Some(count) = self.nowhere.admit() {
             tracing::warn!(count, "guest {what} {address:#x}, where nothing is");
         }
     }
@@ -111,6 +146,7 @@ impl Machine {
             memory,
             bus: Bus::default(),
             pump: None,
+            workers: Vec::new(),
             hook: None,
             stop: Arc::new(stop),
             hang_up: None,
@@ -143,6 +179,54 @@ impl Machine {
         Ok(())
     }
 
+    /// Gives it a virtio device that one of its own threads serves. The guest finds devices in the
+    /// order in which they were added.
+    ///
+    /// # Errors
+    /// There is no interrupt line left, or the host is out of file descriptors.
+    pub fn add_device(
+        &mut self,
+        device: Box<dyn VirtioDevice>,
+        group: DeviceGroup,
+    ) -> Result<(), KvmError> {
+        let worker = self.worker(group)?;
+        self.add_backend(Box::new(LocalBackend::new(device, worker)))
+    }
+
+    /// Gives it a virtio device, whoever serves it.
+    ///
+    /// # Errors
+    /// There is no interrupt line left, or the host is out of file descriptors.
+    pub fn add_backend(&mut self, backend: Box<dyn Backend>) -> Result<(), KvmError> {
+        let index = self.bus.windows.len();
+        if index >= layout::MAX_DEVICES {
+            return Err(KvmError::TooManyDevices);
+        }
+        let transport = MmioTransport::new(backend, self.memory.clone())
+            .map_err(KvmError::host("make a virtio device's eventfds"))?;
+        let doorbell = IoEventAddress::Mmio(layout::window(index) + QUEUE_NOTIFY);
+        for (queue, eventfd) in (0u32..).zip(transport.doorbells()) {
+            self.vm
+                .register_ioevent(eventfd, &doorbell, queue)
+                .map_err(KvmError::ioctl("connect a virtio device's doorbell"))?;
+        }
+        self.vm
+            .register_irqfd(transport.interrupt(), layout::device_irq(index))
+            .map_err(KvmError::ioctl("connect a virtio device's interrupt"))?;
+        self.bus.windows.push(Mutex::new(transport));
+        Ok(())
+    }
+
+    fn worker(&mut self, group: DeviceGroup) -> Result<WorkerHandle, KvmError> {
+        if let Some((_, worker)) = self.workers.iter().find(|(g, _)| *g == group) {
+            return Ok(worker.handle());
+        }
+        let worker = Worker::new().map_err(KvmError::host("make an event loop"))?;
+        let handle = worker.handle();
+        self.workers.push((group, worker));
+        Ok(handle)
+    }
+
     /// Lets `hook` see exits before they end the guest.
     pub fn set_exit_hook(&mut self, hook: ExitHook) {
         self.hook = Some(hook);
@@ -163,7 +247,8 @@ impl Machine {
     ///
     /// # Errors
     /// A kernel that can't be booted here, or does not fit.
-    pub fn boot(&mut self, kernel: Kernel) -> Result<(), KvmError> {
+    pub fn boot(&mut self, mut kernel: Kernel) -> Result<(), KvmError> {
+        kernel.cmdline = boot::announce_devices(&kernel.cmdline, self.bus.windows.len());
         let entry = boot::load(&self.memory, kernel, self.vcpus.len() as u8)?;
         match self.vcpus.first() {
             Some(first) => registers::set_boot_state(first, &self.memory, entry),
@@ -187,12 +272,17 @@ impl Machine {
             ended,
         });
         let pump = self.pump.map(spawn_pump).transpose()?;
+        let mut devices = DeviceThreads::default();
+        for (group, worker) in self.workers {
+            devices.start(group, worker)?;
+        }
         let mut processors = Processors { shared: shared.clone(), threads: Vec::new() };
         for (index, vcpu) in self.vcpus.into_iter().enumerate() {
             processors.start(index, vcpu)?;
         }
         let waited = wait(&shared.ended, &self.stop, self.hang_up.as_ref());
         drop(processors);
+        drop(devices);
         if let (Some(pump), Some(serial)) = (pump, &shared.bus.ports.serial) {
             let stopped = !matches!(waited, Ok(Wakeup::Ended));
             serial.finish(if stopped { Duration::ZERO } else { CONSOLE_PATIENCE });
@@ -234,6 +324,33 @@ impl Drop for Processors {
             kick.kick(thread);
         }
         for (_, thread) in self.threads.drain(..) {
+            // A thread that panicked is gone all the same.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The devices' threads. Dropped, after the processors', it stops them and waits until they are
+/// gone.
+#[derive(Default)]
+struct DeviceThreads(Vec<(WorkerHandle, JoinHandle<()>)>);
+
+impl DeviceThreads {
+    fn start(&mut self, group: DeviceGroup, worker: Worker) -> Result<(), KvmError> {
+        let handle = worker.handle();
+        let thread = std::thread::Builder::new()
+            .name(group.name().into())
+            .spawn(|| worker.run())
+            .map_err(KvmError::host("start a device thread"))?;
+        self.0.push((handle, thread));
+        Ok(())
+    }
+}
+
+impl Drop for DeviceThreads {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|(handle, _)| handle.stop());
+        for (_, thread) in self.0.drain(..) {
             // A thread that panicked is gone all the same.
             let _ = thread.join();
         }

@@ -30,7 +30,7 @@ mod vcpu;
 mod tests;
 
 pub use boot::{BootError, EntryPoint, Kernel};
-pub use machine::{ExitHook, Machine, Stopper};
+pub use machine::{DeviceGroup, ExitHook, Machine, Stopper};
 
 /// The most processors that a machine can have.
 pub const MAX_CPUS: u8 = 32;

@@ -5,6 +5,7 @@
 //! ([`VirtioDevice`](crate::virtio::VirtioDevice) on a worker thread), or one that another process
 //! serves over vhost-user. `vhost_user` carries a `VirtioDevice` to QEMU.
 
+pub mod mmio;
 pub mod vhost_user_frontend;
 
 use std::sync::Arc;
@@ -31,6 +32,12 @@ pub trait Backend: Send {
 
     /// Writes the configuration space; what isn't writable is ignored.
     fn write_config(&mut self, offset: u64, data: &[u8]);
+
+    /// Whether another process serves the queues and raises the interrupt by itself, so that it
+    /// can't set [`Interrupt::status`].
+    fn is_remote(&self) -> bool {
+        false
+    }
 
     /// Begins to serve the queues: the driver has set `DRIVER_OK`.
     ///

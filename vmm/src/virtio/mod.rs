@@ -7,7 +7,11 @@
 //! [`Used`].
 
 pub mod buffers;
+pub mod console;
 pub mod fs;
+#[cfg(test)]
+pub(crate) mod ring;
+pub mod rng;
 pub mod vsock;
 
 use std::os::fd::BorrowedFd;

@@ -91,6 +91,24 @@ pub enum BootError {
     MemoryTooSmall(&'static str),
 }
 
+/// The command line with the machine's virtio-mmio windows in it, in the form of Linux's
+/// `virtio_mmio.device` parameter (drivers/virtio/virtio_mmio.c). What follows ` -- ` is for init
+/// and stays at the end.
+pub fn announce_devices(cmdline: &str, devices: usize) -> String {
+    let (kernel, init) = match cmdline.split_once(" -- ") {
+        Some((kernel, init)) => (kernel, Some(init)),
+        None => (cmdline, None),
+    };
+    let mut words: Vec<String> =
+        Some(kernel.trim()).filter(|k| !k.is_empty()).map(str::to_owned).into_iter().collect();
+    words.extend((0..devices).map(|index| {
+        let (size, irq) = (layout::MMIO_WINDOW_SIZE >> 10, layout::device_irq(index));
+        format!("virtio_mmio.device={size}K@{:#x}:{irq}", layout::window(index))
+    }));
+    words.extend(init.map(|init| format!("-- {init}")));
+    words.join(" ")
+}
+
 /// Puts the kernel and what it needs into memory.
 ///
 /// # Errors
@@ -190,6 +208,16 @@ mod tests {
             "command line: its 2048 bytes, devices included, are more than the kernel's limit of 2047"
         );
         assert!(matches!(write_cmdline(&memory, "a\0b"), Err(BootError::CmdlineNul)));
+    }
+
+    #[test]
+    fn devices_are_announced_before_what_is_for_init() {
+        assert_eq!(announce_devices("", 0), "");
+        assert_eq!(announce_devices("quiet", 1), "quiet virtio_mmio.device=4K@0xd0000000:5");
+        assert_eq!(
+            announce_devices("a -- b -- c", 2),
+            "a virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6 -- b -- c"
+        );
     }
 
     #[test]

@@ -226,6 +226,10 @@ impl Backend for VhostUserBackend {
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
+    fn is_remote(&self) -> bool {
+        true
+    }
+
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         self.watch.tell_driver(activation.interrupt.clone());
         self.start(&activation).map_err(|error| ActivateError::Peer(error.to_string()))
