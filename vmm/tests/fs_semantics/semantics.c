@@ -513,7 +513,7 @@ static void locks(void) {
 
 /* ---- contents ---- */
 
-__attribute__((unused)) static void nameless_files(void) {
+static void nameless_files(void) {
     char path[64], out[16] = {0};
     struct stat st;
     int fd = open(".", O_TMPFILE | O_RDWR, 0640);
@@ -711,7 +711,7 @@ static const struct { const char *name; void (*run)(void); } CHECKS[] = {
     {"times", times}, {"hard_links", hard_links}, {"symlinks", symlinks}, {"names", names},
     {"errors", errors}, {"renames", renames}, {"negative_lookups", negative_lookups},
     {"large_directory", large_directory}, {"devices", devices}, {"fifos", fifos},
-    {"sockets", sockets}, {"locks", locks},
+    {"sockets", sockets}, {"locks", locks}, {"nameless_files", nameless_files},
     {"sparse_files", sparse_files}, {"copies", copies}, {"mappings", mappings},
     {"unlinked_files", unlinked_files}, {"direct", direct}, {"appends", appends},
     {"truncation", truncation}, {"executables", executables}, {"file_systems", file_systems},

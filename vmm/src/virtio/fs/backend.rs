@@ -20,7 +20,6 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::QueueOwnedT;
 use virtiofsd::descriptor_utils::{Reader, Writer};
-use virtiofsd::server::Server;
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
@@ -28,7 +27,7 @@ use vmm_sys_util::event::{
 };
 
 use super::guarded::GuardedFs;
-use super::request;
+use super::request::RequestServer;
 
 /// Queues of the device: one for high priority, the rest for requests.
 pub const QUEUES: usize = 3;
@@ -43,7 +42,7 @@ type Memory = GuestMemoryAtomic<GuestMemoryMmap<BitmapMmapRegion>>;
 
 /// The device.
 pub struct FsBackend {
-    server: Server<GuardedFs>,
+    server: RequestServer,
     memory: RwLock<Option<Memory>>,
     event_idx: AtomicBool,
 }
@@ -52,7 +51,7 @@ impl FsBackend {
     /// A device that serves `file_system`.
     pub fn new(file_system: GuardedFs) -> Self {
         Self {
-            server: Server::new(file_system),
+            server: RequestServer::new(file_system),
             memory: RwLock::new(None),
             event_idx: AtomicBool::new(false),
         }
@@ -77,7 +76,7 @@ impl FsBackend {
             let reader = Reader::new(&memory, chain.clone());
             let writer = Writer::new(&memory, chain);
             let written = match (reader, writer) {
-                (Ok(reader), Ok(writer)) => request::serve(&self.server, reader, writer),
+                (Ok(reader), Ok(writer)) => self.server.serve(reader, writer),
                 // Buffers that aren't in memory: nothing can be read and nobody told.
                 _ => 0,
             };
@@ -120,7 +119,7 @@ impl VhostUserBackend for FsBackend {
         // The queues are disabled by now. Whoever serves a request that was begun before holds this
         // lock; once it is had, nothing touches guest memory any more.
         let memory = self.memory.write();
-        self.server.destroy();
+        self.server.reset();
         drop(memory);
     }
 

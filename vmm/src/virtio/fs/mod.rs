@@ -4,7 +4,7 @@
 //! # What the guest gets
 //! One file system with `rootfs/` and `mounts/<index>`, that behaves as a local one: owners, modes,
 //! set-id bits, extended attributes and POSIX ACLs, hard links, sockets, FIFOs and device nodes,
-//! sparse files, nanosecond times. Locks are the guest's own affair: no other kernel sees them.
+//! sparse files, files without a name, nanosecond times. Locks are the guest's own affair: no other kernel sees them.
 //! `trusted.*` attributes, `chattr` flags and leases are not available. All parts have one `st_dev`
 //! in the guest; inode numbers differ between them, and links and renames from one to another fail
 //! with `EXDEV`.
@@ -103,8 +103,8 @@ pub unsafe fn serve(config: FsConfig) -> Result<(), FsError> {
     drop(shares);
     confinement::drop_capabilities()?;
 
-    let file_system = passthrough(proc_files, file_limit).map_err(FsError::Passthrough)?;
-    let backend = Arc::new(FsBackend::new(GuardedFs::new(file_system)));
+    let file_system = file_system(proc_files, file_limit).map_err(FsError::Passthrough)?;
+    let backend = Arc::new(FsBackend::new(file_system));
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)
         .map_err(|error| FsError::VhostUser(error.to_string()))?;
@@ -147,14 +147,21 @@ unsafe fn take_shares(config: &FsConfig) -> Result<Vec<Share>, TreeError> {
     Ok(shares)
 }
 
-/// The library's file system over the tree, which is the process's root by now.
-fn passthrough(proc_files: ProcFiles, file_limit: u64) -> io::Result<PassthroughFs> {
-    PassthroughFs::new(PassthroughConfig {
+/// Of the files that may be open, the part for files without a name.
+const NAMELESS_PART: u64 = 8;
+
+/// The file system over the tree, which is the process's root by now.
+fn file_system(proc_files: ProcFiles, file_limit: u64) -> io::Result<GuardedFs> {
+    let nameless_limit = file_limit / NAMELESS_PART;
+    let fd_directory = proc_files.fd_directory.try_clone()?;
+    let library = PassthroughFs::new(PassthroughConfig {
         root_dir: "/".to_owned(),
         proc_sfd_rawfd: Some(proc_files.fd_directory),
         proc_mountinfo_rawfd: Some(proc_files.mountinfo),
-        ..passthrough_config(file_limit)
-    })
+        ..passthrough_config(file_limit - nameless_limit)
+    })?;
+    let nameless_limit = usize::try_from(nameless_limit).unwrap_or(usize::MAX);
+    Ok(GuardedFs::new(library, fd_directory, nameless_limit))
 }
 
 /// How the library serves.
@@ -209,5 +216,6 @@ fn test_file_system(directory: &std::path::Path) -> GuardedFs {
         root_dir: directory.to_str().unwrap().to_owned(),
         ..passthrough_config(512)
     };
-    GuardedFs::new(PassthroughFs::new(config).unwrap())
+    let fd_directory = File::open("/proc/self/fd").unwrap();
+    GuardedFs::new(PassthroughFs::new(config).unwrap(), fd_directory, 64)
 }

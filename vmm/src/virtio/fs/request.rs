@@ -3,12 +3,14 @@
 //! The library's server decodes requests and encodes replies. What it leaves open is closed here:
 //! it gives up on a request that it can't decode, without a reply, and it relies on there being room
 //! for a reply's header. Here every request that expects a reply and has room for one gets one:
-//! `EINVAL` where the request makes no sense.
+//! `EINVAL` where the request makes no sense. `FUSE_TMPFILE`, which the library doesn't know, is
+//! decoded here.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use virtiofsd::descriptor_utils::{Reader, Writer};
-use virtiofsd::fuse::{InHeader, OutHeader};
+use virtiofsd::filesystem::Context;
+use virtiofsd::fuse::{CreateIn, EntryOut, InHeader, OpenOut, OutHeader};
 use virtiofsd::server::Server;
 use vm_memory::ByteValued;
 
@@ -18,24 +20,70 @@ use super::guarded::GuardedFs;
 /// `FUSE_BATCH_FORGET`).
 const WITHOUT_REPLY: [u32; 3] = [2, 36, 42];
 
-/// Serves a request. Returns the number of bytes written, for the used ring.
-pub fn serve(server: &Server<GuardedFs>, reader: Reader<'_>, mut writer: Writer<'_>) -> u32 {
-    let header = match reader.clone().read_obj::<InHeader>() {
-        Ok(header) => header,
-        Err(_) => return 0,
-    };
-    let replies = !WITHOUT_REPLY.contains(&header.opcode);
-    if replies && writer.available_bytes() < size_of::<OutHeader>() {
-        return 0;
+/// `FUSE_TMPFILE` of `fuse_kernel.h`.
+const TMPFILE: u32 = 51;
+
+/// Decodes requests and passes them to a file system.
+pub struct RequestServer {
+    library: Server<GuardedFs>,
+    file_system: GuardedFs,
+}
+
+impl RequestServer {
+    /// Serves requests to `file_system`.
+    pub fn new(file_system: GuardedFs) -> Self {
+        Self { library: Server::new(file_system.clone()), file_system }
     }
-    let written = match server.handle_message(reader, writer.clone(), None::<&mut ()>) {
-        Ok(written) => written,
-        Err(error) => {
-            tracing::debug!(opcode = header.opcode, %error, "malformed file system request");
-            if replies { refuse(&mut writer, header.unique, libc::EINVAL) } else { 0 }
+
+    /// Forgets everything about the guest.
+    pub fn reset(&self) {
+        self.library.destroy();
+    }
+
+    /// Serves a request. Returns the number of bytes written, for the used ring.
+    pub fn serve(&self, mut reader: Reader<'_>, mut writer: Writer<'_>) -> u32 {
+        let header = match reader.clone().read_obj::<InHeader>() {
+            Ok(header) => header,
+            Err(_) => return 0,
+        };
+        let replies = !WITHOUT_REPLY.contains(&header.opcode);
+        if replies && writer.available_bytes() < size_of::<OutHeader>() {
+            return 0;
         }
-    };
-    u32::try_from(written).unwrap_or(u32::MAX)
+        let written = if header.opcode == TMPFILE {
+            self.make_nameless(&mut reader, &mut writer).unwrap_or_else(|error| {
+                refuse(&mut writer, header.unique, error.raw_os_error().unwrap_or(libc::EINVAL))
+            })
+        } else {
+            match self.library.handle_message(reader, writer.clone(), None::<&mut ()>) {
+                Ok(written) => written,
+                Err(error) => {
+                    tracing::debug!(opcode = header.opcode, %error, "malformed request");
+                    if replies { refuse(&mut writer, header.unique, libc::EINVAL) } else { 0 }
+                }
+            }
+        };
+        u32::try_from(written).unwrap_or(u32::MAX)
+    }
+
+    /// Serves `FUSE_TMPFILE`, whose request and reply are `FUSE_CREATE`'s; the name in it means
+    /// nothing.
+    fn make_nameless(&self, reader: &mut Reader<'_>, writer: &mut Writer<'_>) -> io::Result<usize> {
+        let header: InHeader = reader.read_obj()?;
+        let request: CreateIn = reader.read_obj()?;
+        let length = size_of::<OutHeader>() + size_of::<EntryOut>() + size_of::<OpenOut>();
+        if writer.available_bytes() < length {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        let (entry, handle, options) =
+            self.file_system.make_nameless(Context::from(header), header.nodeid, &request)?;
+        let out = OutHeader { len: length as u32, error: 0, unique: header.unique };
+        let open = OpenOut { fh: handle, open_flags: options.bits(), ..OpenOut::default() };
+        writer.write_all(out.as_slice())?;
+        writer.write_all(EntryOut::from(entry).as_slice())?;
+        writer.write_all(open.as_slice())?;
+        Ok(length)
+    }
 }
 
 /// Replies with an error; the caller has checked that there is room.
