@@ -10,9 +10,13 @@
 #![allow(dead_code)]
 
 mod artefacts;
+mod bundle;
 mod cli;
+mod initrd;
 mod log;
+mod process;
 mod settings;
+mod state;
 
 fn main() -> std::process::ExitCode {
     cli::main()

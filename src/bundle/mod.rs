@@ -1,0 +1,257 @@
+//! A bundle as kiln takes it: read, checked, and reduced to what the host has to do.
+//!
+//! Everything wrong with a bundle is found here, before anything is started, and reported with the
+//! file or field, the cause and the mend. Nothing is ignored: a field that kiln doesn't know
+//! ([`fields`]) or can't honour ([`refusals`]) is refused by name. What remains is set up by the
+//! agent inside the guest; the host resolves the root file system and bind mounts ([`binds`]) and
+//! the size of the machine ([`sizing`]).
+
+mod binds;
+mod fields;
+mod id;
+mod refusals;
+mod sizing;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+pub use binds::Bind;
+pub use id::validate as validate_id;
+pub use sizing::{Host, Limits, Size, SizeError};
+
+/// Longest config.json in bytes: what fits into a frame to the agent, with room for the rest of it.
+const MAX_CONFIG: u64 = (kiln_protocol::MAX_TO_AGENT - (64 << 10)) as u64;
+
+/// A checked bundle.
+#[derive(Debug)]
+pub struct Bundle {
+    /// `config.json`, byte for byte.
+    pub config: Box<RawValue>,
+    /// What it says.
+    pub spec: Spec,
+    /// The root file system's directory, absolute, symbolic links resolved.
+    pub rootfs: PathBuf,
+    /// The container may not write to its root file system.
+    pub rootfs_read_only: bool,
+    /// The bind mounts among `mounts`.
+    pub binds: Vec<Bind>,
+}
+
+/// Why a bundle is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// The directory or its config.json can't be read.
+    #[error("{}: {}", .path.display(), absent_or(.source, .mend))]
+    Unreadable {
+        /// What can't be read.
+        path: PathBuf,
+        /// What to do if it's absent.
+        mend: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// config.json is larger than any that fits into a message to the agent.
+    #[error("{}: {length} bytes exceed the limit of {MAX_CONFIG}", .path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        length: u64,
+    },
+    /// config.json is no JSON, or a value has the wrong type.
+    #[error("{}: {source}", .path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with line and column.
+        source: serde_json::Error,
+    },
+    /// A field can't be honoured.
+    #[error("{field}: {reason}")]
+    Field {
+        /// Its path, as in `linux.resources.cpu.quota`.
+        field: String,
+        /// Cause and mend.
+        reason: String,
+    },
+}
+
+impl BundleError {
+    fn field(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Field { field: field.into(), reason: reason.into() }
+    }
+}
+
+fn absent_or(error: &io::Error, mend: &str) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => format!("not found: {mend}"),
+        _ => error.to_string(),
+    }
+}
+
+impl Bundle {
+    /// Reads and checks the bundle in a directory.
+    ///
+    /// # Errors
+    /// See [`BundleError`].
+    pub fn load(dir: &Path) -> Result<Self, BundleError> {
+        let dir = dir.canonicalize().map_err(|source| BundleError::Unreadable {
+            path: dir.to_owned(),
+            mend: "name the bundle's directory with --bundle",
+            source,
+        })?;
+        let path = dir.join("config.json");
+        let text = read(&path)?;
+        let malformed = |source| BundleError::Malformed { path: path.clone(), source };
+        let config: Box<RawValue> = serde_json::from_str(&text).map_err(malformed)?;
+        let raw: Value = serde_json::from_str(&text).map_err(malformed)?;
+        let spec: Spec = serde_json::from_str(&text).map_err(malformed)?;
+        fields::check(&raw)?;
+        refusals::check(&spec, &raw)?;
+        let (rootfs, rootfs_read_only) = find_rootfs(&dir, &spec)?;
+        let binds = binds::find(&dir, &spec)?;
+        Ok(Self { config, spec, rootfs, rootfs_read_only, binds })
+    }
+
+    /// The value of an annotation.
+    pub fn annotation(&self, name: &str) -> Option<&str> {
+        self.spec.annotations().as_ref()?.get(name).map(String::as_str)
+    }
+
+    /// The process gets a terminal.
+    pub fn terminal(&self) -> bool {
+        let process = self.spec.process().as_ref();
+        process.and_then(|process| process.terminal()).unwrap_or(false)
+    }
+}
+
+fn read(path: &Path) -> Result<String, BundleError> {
+    let unreadable = |source| BundleError::Unreadable {
+        path: path.to_owned(),
+        mend: "`kiln spec` writes one",
+        source,
+    };
+    let length = std::fs::metadata(path).map_err(unreadable)?.len();
+    if length > MAX_CONFIG {
+        return Err(BundleError::TooLong { path: path.to_owned(), length });
+    }
+    std::fs::read_to_string(path).map_err(unreadable)
+}
+
+fn find_rootfs(dir: &Path, spec: &Spec) -> Result<(PathBuf, bool), BundleError> {
+    let Some(root) = spec.root() else {
+        return Err(BundleError::field("root", "missing: name the root file system's directory"));
+    };
+    let named = dir.join(root.path());
+    let path = named.canonicalize().map_err(|error| {
+        BundleError::field("root.path", format!("root file system {}: {error}", named.display()))
+    })?;
+    if !path.is_dir() {
+        let reason = format!("root file system {} is not a directory", named.display());
+        return Err(BundleError::field("root.path", reason));
+    }
+    Ok((path, root.readonly().unwrap_or(false)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn bundle(config: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        std::fs::write(dir.path().join("config.json"), config).expect("written");
+        std::fs::create_dir(dir.path().join("rootfs")).expect("made");
+        dir
+    }
+
+    fn minimal() -> Value {
+        json!({
+            "ociVersion": "1.0.2",
+            "process": {"user": {"uid": 0, "gid": 0}, "args": ["true"], "cwd": "/"},
+            "root": {"path": "rootfs"},
+        })
+    }
+
+    fn refusal(config: Value) -> String {
+        let dir = bundle(&config.to_string());
+        Bundle::load(dir.path()).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn malformed_json_is_reported_with_line_and_column() {
+        let dir = bundle("{\n  \"ociVersion\": 1.0.2\n}");
+        let error = Bundle::load(dir.path()).expect_err("malformed").to_string();
+        assert!(error.contains("line 2 column 20"), "{error}");
+    }
+
+    #[test]
+    fn wrong_types_are_reported_with_line_and_column() {
+        let dir = bundle("{\"ociVersion\": \"1.0.2\",\n \"hostname\": 3}");
+        let error = Bundle::load(dir.path()).expect_err("malformed").to_string();
+        assert!(error.contains("line 2 column"), "{error}");
+    }
+
+    #[test]
+    fn configuration_is_kept_byte_for_byte() {
+        let text = minimal().to_string().replace(':', " :  ");
+        let dir = bundle(&text);
+        assert_eq!(Bundle::load(dir.path()).expect("valid").config.get(), text);
+    }
+
+    #[test]
+    fn missing_config_says_how_to_get_one() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let error = Bundle::load(dir.path()).expect_err("missing").to_string();
+        assert!(error.contains("config.json") && error.contains("kiln spec"), "{error}");
+    }
+
+    #[test]
+    fn missing_rootfs_is_named() {
+        let mut config = minimal();
+        config["root"]["path"] = "elsewhere".into();
+        let error = refusal(config);
+        assert!(error.starts_with("root.path: ") && error.contains("elsewhere"), "{error}");
+    }
+
+    #[test]
+    fn unknown_and_unsupported_fields_are_named() {
+        let refused = [
+            ("/process/sandboxed", json!(true)),
+            ("/root/rootKind", json!("x")),
+            ("/mounts", json!([{"destination": "/x", "fancy": 1}])),
+            ("/linux", json!({"resources": {"cpu": {"burstiness": 1}}})),
+            ("/linux", json!({"intelRdt": {}})),
+            ("/linux", json!({"namespaces": [{"type": "network", "path": "/run/netns/x"}]})),
+            ("/linux", json!({"mountLabel": "system_u:object_r:x"})),
+            ("/process/apparmorProfile", json!("docker-default")),
+            ("/process/selinuxLabel", json!("x")),
+            ("/hooks", json!({"poststop": [{"path": "/bin/true"}]})),
+            ("/windows", json!({})),
+        ];
+        let expected = [
+            "process.sandboxed: ",
+            "root.rootKind: ",
+            "mounts[0].fancy: ",
+            "linux.resources.cpu.burstiness: ",
+            "linux.intelRdt: ",
+            "linux.namespaces[0].path: ",
+            "linux.mountLabel: ",
+            "process.apparmorProfile: ",
+            "process.selinuxLabel: ",
+            "hooks.poststop: ",
+            "windows: ",
+        ];
+        for ((pointer, value), expected) in refused.into_iter().zip(expected) {
+            let mut config = minimal();
+            let (parent, name) = pointer.rsplit_once('/').expect("a pointer");
+            config.pointer_mut(parent).expect("parent")[name] = value;
+            let error = refusal(config);
+            assert!(error.starts_with(expected), "{pointer}: {error}");
+        }
+    }
+}

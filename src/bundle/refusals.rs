@@ -1,0 +1,123 @@
+//! Fields of config.json that kiln knows but can't honour: each is refused by name, with the reason.
+
+use oci_spec::runtime::Spec;
+use serde_json::Value;
+
+use super::BundleError;
+
+/// Refuses the first field that can't be honoured.
+///
+/// # Errors
+/// Its path, the reason and what to do.
+pub fn check(spec: &Spec, raw: &Value) -> Result<(), BundleError> {
+    check_version(spec)?;
+    check_process(spec)?;
+    check_hooks(raw)?;
+    check_labels(raw)?;
+    check_namespaces(spec)?;
+    check_resources(raw)
+}
+
+fn check_version(spec: &Spec) -> Result<(), BundleError> {
+    if spec.version().split('.').next() == Some("1") {
+        return Ok(());
+    }
+    let reason = format!("version {} is not supported: use 1.x", spec.version());
+    Err(BundleError::field("ociVersion", reason))
+}
+
+fn check_process(spec: &Spec) -> Result<(), BundleError> {
+    let Some(process) = spec.process() else {
+        return Err(BundleError::field("process", "missing: say what to run"));
+    };
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(BundleError::field("process.args", "empty: name the program to run"));
+    }
+    if !process.cwd().is_absolute() {
+        let reason = format!("{:?} is not an absolute path", process.cwd());
+        return Err(BundleError::field("process.cwd", reason));
+    }
+    Ok(())
+}
+
+/// Hooks run on the host, in namespaces of the host; the container has none there.
+fn check_hooks(raw: &Value) -> Result<(), BundleError> {
+    let Some(hooks) = raw["hooks"].as_object() else { return Ok(()) };
+    let given = hooks.iter().find(|(_, list)| list.as_array().is_some_and(|list| !list.is_empty()));
+    match given {
+        Some((name, _)) => {
+            let reason = "hooks on the host are not supported yet: remove them";
+            Err(BundleError::field(format!("hooks.{name}"), reason))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Labels of security modules that the guest's kernel doesn't have.
+fn check_labels(raw: &Value) -> Result<(), BundleError> {
+    let labels = [
+        ("process", "apparmorProfile", "AppArmor"),
+        ("process", "selinuxLabel", "SELinux"),
+        ("linux", "mountLabel", "SELinux"),
+    ];
+    for (parent, name, module) in labels {
+        let label = raw[parent][name].as_str().unwrap_or_default();
+        if !label.is_empty() {
+            let reason = format!(
+                "the guest's kernel has no {module}, so {label:?} cannot be applied: remove it"
+            );
+            return Err(BundleError::field(format!("{parent}.{name}"), reason));
+        }
+    }
+    Ok(())
+}
+
+/// A namespace of the host can't be joined from another kernel.
+fn check_namespaces(spec: &Spec) -> Result<(), BundleError> {
+    let namespaces =
+        spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten();
+    for (index, namespace) in namespaces.enumerate() {
+        let Some(path) = namespace.path() else { continue };
+        let reason = format!(
+            "the {} namespace {} of the host cannot be joined from inside a guest yet: remove \
+             the path",
+            namespace.typ(),
+            path.display()
+        );
+        return Err(BundleError::field(format!("linux.namespaces[{index}].path"), reason));
+    }
+    Ok(())
+}
+
+/// Limits that the guest's cgroup v2 has no counterpart for. Empty objects and zeros set nothing.
+fn check_resources(raw: &Value) -> Result<(), BundleError> {
+    let resources = &raw["linux"]["resources"];
+    let refused = [
+        ("cpu", "realtimeRuntime", "cgroup v2 has no real-time limits"),
+        ("cpu", "realtimePeriod", "cgroup v2 has no real-time limits"),
+        ("memory", "disableOOMKiller", "cgroup v2 cannot switch the OOM killer off"),
+        ("network", "classID", "cgroup v2 has no network classes"),
+        ("network", "priorities", "cgroup v2 has no network priorities"),
+    ];
+    for (parent, name, reason) in refused {
+        if is_set(&resources[parent][name]) {
+            let field = format!("linux.resources.{parent}.{name}");
+            return Err(BundleError::field(field, format!("{reason}: remove it")));
+        }
+    }
+    if is_set(&resources["rdma"]) {
+        let reason = "the guest has no RDMA devices: remove it";
+        return Err(BundleError::field("linux.resources.rdma", reason));
+    }
+    Ok(())
+}
+
+fn is_set(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Bool(true) | Value::String(_) => true,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(members) => !members.is_empty(),
+    }
+}

@@ -1,0 +1,259 @@
+//! Processes of a sandbox: started with exactly the descriptors that they are told of, and ended
+//! with the one that started them.
+//!
+//! A [`Launch`] is given descriptors, which the process finds under the same numbers, and one JSON
+//! configuration that names them. Everything else is closed on exec. The process is in a process
+//! group of its own, so that signals of the caller's terminal don't reach it; the kernel kills it
+//! when the thread that started it ends; and dropping the [`Process`] kills and reaps it.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use kiln_vmm::config::InheritedFd;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::Serialize;
+
+/// Marks every descriptor but standard input, output and error to be closed on exec: whatever the
+/// caller leaked into this process goes no further.
+pub fn keep_descriptors_to_oneself() {
+    // SAFETY: only sets a flag on descriptors. A kernel without the call leaves things as they are.
+    unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) };
+}
+
+/// A process that is about to be started.
+#[derive(Debug)]
+pub struct Launch {
+    command: Command,
+    given: Vec<OwnedFd>,
+    same_group: bool,
+}
+
+impl Launch {
+    /// One of kiln's own processes, by its hidden verb.
+    pub fn verb(verb: &str) -> Self {
+        let mut launch = Self::program("/proc/self/exe");
+        launch.command.arg0("kiln").arg(verb);
+        launch
+    }
+
+    /// Another program.
+    pub fn program(path: impl AsRef<OsStr>) -> Self {
+        let mut command = Command::new(path);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        Self { command, given: Vec::new(), same_group: false }
+    }
+
+    /// Appends arguments.
+    pub fn args(&mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> &mut Self {
+        self.command.args(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// Hands a descriptor over; the process finds it under the number that this returns.
+    pub fn give(&mut self, fd: impl Into<OwnedFd>) -> InheritedFd {
+        let fd = fd.into();
+        let number = InheritedFd(fd.as_raw_fd());
+        self.given.push(fd);
+        number
+    }
+
+    /// Gives the process its configuration, with the option that names it.
+    ///
+    /// # Errors
+    /// No memory for it.
+    pub fn configure(&mut self, config: &impl Serialize) -> io::Result<&mut Self> {
+        let mut file = memory_file("kiln-config")?;
+        file.write_all(&serde_json::to_vec(config)?)?;
+        file.rewind()?;
+        let number = self.give(file);
+        self.command.arg("--config-fd").arg(number.0.to_string());
+        Ok(self)
+    }
+
+    /// What the process's standard input, output and error are; without this, `/dev/null`.
+    pub fn stdio(&mut self, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> &mut Self {
+        self.command.stdin(stdin).stdout(stdout).stderr(stderr);
+        self
+    }
+
+    /// Leaves the process in the caller's process group, so that it may read from the terminal.
+    pub fn in_same_group(&mut self) -> &mut Self {
+        self.same_group = true;
+        self
+    }
+
+    /// Has the kernel give the process no signal when its starter ends: it minds that by itself.
+    ///
+    /// The command, for what is particular to one program.
+    pub fn command(&mut self) -> &mut Command {
+        &mut self.command
+    }
+
+    /// Starts the process.
+    ///
+    /// # Errors
+    /// As [`Command::spawn`].
+    pub fn spawn(self) -> io::Result<Process> {
+        self.spawn_with(|| Ok(()))
+    }
+
+    /// Starts the process; `prepare` runs in it just before the program is executed.
+    ///
+    /// # Errors
+    /// As [`Command::spawn`], or what `prepare` fails with.
+    pub fn spawn_with(
+        mut self,
+        mut prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
+    ) -> io::Result<Process> {
+        let numbers: Vec<RawFd> = self.given.iter().map(AsRawFd::as_raw_fd).collect();
+        let starter = std::process::id();
+        if !self.same_group {
+            self.command.process_group(0);
+        }
+        let before_exec = move || {
+            for &number in &numbers {
+                // SAFETY: `given` keeps the descriptor open until after the fork.
+                checked(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })?;
+            }
+            prepare()?;
+            // SAFETY: plain numbers.
+            checked(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
+            // SAFETY: no arguments.
+            if unsafe { libc::getppid() }.cast_unsigned() != starter {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            Ok(())
+        };
+        // SAFETY: between fork and exec of a process that may have threads only system calls are
+        // made; `prepare` is one of this crate's and keeps to that too.
+        unsafe { self.command.pre_exec(before_exec) };
+        let child = self.command.spawn()?;
+        Process::new(child)
+    }
+}
+
+fn checked(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A file that exists in memory only.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn memory_file(name: &str) -> io::Result<File> {
+    Ok(File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?))
+}
+
+/// A process that was started and is this one's to end.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    pidfd: OwnedFd,
+}
+
+impl Process {
+    fn new(mut child: Child) -> io::Result<Self> {
+        // SAFETY: plain numbers; the child isn't reaped, so the pid is its own.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
+        if fd < 0 {
+            let error = io::Error::last_os_error();
+            let _ = child.kill().and_then(|()| child.wait());
+            return Err(error);
+        }
+        // SAFETY: the kernel has just made the descriptor, for nobody else.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        Ok(Self { child, pidfd })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Readable once it has ended.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// How it ended, if it has.
+    ///
+    /// # Errors
+    /// Somebody else reaped it.
+    pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        self.child.try_wait()
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// Somebody else reaped it.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait()
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        // Fails only if it has ended already.
+        let _ = self.child.kill();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// How a process ended, in words.
+pub fn describe(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exited with status {code}"),
+        (None, Some(signal)) => match nix::sys::signal::Signal::try_from(signal) {
+            Ok(signal) => format!("was killed by {signal}"),
+            Err(_) => format!("was killed by signal {signal}"),
+        },
+        (None, None) => "ended".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn process_gets_what_it_was_given_and_nothing_else() {
+        let (mut reader, writer) = std::io::pipe().expect("pipe");
+        let (_leaked, also_leaked) = std::io::pipe().expect("pipe");
+        let mut launch = Launch::program("/bin/sh");
+        let given = launch.give(writer);
+        let script = format!(
+            "[ -e /proc/self/fd/{} ] && echo leaked >&{given}; echo done >&{given}",
+            also_leaked.as_raw_fd(),
+            given = given.0
+        );
+        launch.args(["-c", &script]);
+        let mut process = launch.spawn().expect("starts");
+        assert!(process.wait().expect("ends").success());
+        let mut output = String::new();
+        reader.read_to_string(&mut output).expect("reads");
+        assert_eq!(output, "done\n");
+    }
+
+    #[test]
+    fn dropping_kills() {
+        let mut launch = Launch::program("/bin/sleep");
+        launch.args(["1000"]);
+        let process = launch.spawn().expect("starts");
+        let pid = process.id();
+        drop(process);
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+}
