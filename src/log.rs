@@ -39,11 +39,12 @@ pub struct Log {
     format: LogFormat,
 }
 
-/// Starts logging as the command line asks.
+/// Starts logging as the command line asks. A process that is part of a sandbox warns its monitor on
+/// standard error.
 ///
 /// # Errors
 /// The log file can't be opened.
-pub fn start(global: &Global) -> anyhow::Result<Log> {
+pub fn start(global: &Global, part_of_sandbox: bool) -> anyhow::Result<Log> {
     let file = match &global.log {
         None => None,
         Some(path) => {
@@ -56,16 +57,20 @@ pub fn start(global: &Global) -> anyhow::Result<Log> {
         }
     };
     let log = Log { file, format: global.log_format };
-    if log.file.is_some() || global.debug {
-        log.subscribe(global.debug)?;
+    let level = match (global.debug, part_of_sandbox) {
+        (true, _) => LevelFilter::DEBUG,
+        (false, true) => LevelFilter::WARN,
+        (false, false) => LevelFilter::INFO,
+    };
+    if log.file.is_some() || global.debug || part_of_sandbox {
+        log.subscribe(level)?;
     }
     Ok(log)
 }
 
 impl Log {
     /// Sends log lines to the log file, or to standard error if there is none.
-    fn subscribe(&self, debug: bool) -> anyhow::Result<()> {
-        let level = if debug { LevelFilter::DEBUG } else { LevelFilter::INFO };
+    fn subscribe(&self, level: LevelFilter) -> anyhow::Result<()> {
         let builder = tracing_subscriber::fmt()
             .with_max_level(level)
             .event_format(Lines { format: self.format });

@@ -15,8 +15,10 @@ mod cli;
 mod initrd;
 mod log;
 mod process;
+mod sandbox;
 mod settings;
 mod state;
+mod terminal;
 
 fn main() -> std::process::ExitCode {
     cli::main()

@@ -29,7 +29,7 @@ pub fn keep_descriptors_to_oneself() {
 pub struct Launch {
     command: Command,
     given: Vec<OwnedFd>,
-    same_group: bool,
+    outlives_starter: bool,
 }
 
 impl Launch {
@@ -44,7 +44,7 @@ impl Launch {
     pub fn program(path: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(path);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Self { command, given: Vec::new(), same_group: false }
+        Self { command, given: Vec::new(), outlives_starter: false }
     }
 
     /// Appends arguments.
@@ -80,17 +80,11 @@ impl Launch {
         self
     }
 
-    /// Leaves the process in the caller's process group, so that it may read from the terminal.
-    pub fn in_same_group(&mut self) -> &mut Self {
-        self.same_group = true;
+    /// Leaves the process alone when its starter ends, and in the starter's process group: it may
+    /// read from the terminal, and minds its starter's end by itself.
+    pub fn outlives_starter(&mut self) -> &mut Self {
+        self.outlives_starter = true;
         self
-    }
-
-    /// Has the kernel give the process no signal when its starter ends: it minds that by itself.
-    ///
-    /// The command, for what is particular to one program.
-    pub fn command(&mut self) -> &mut Command {
-        &mut self.command
     }
 
     /// Starts the process.
@@ -111,7 +105,8 @@ impl Launch {
     ) -> io::Result<Process> {
         let numbers: Vec<RawFd> = self.given.iter().map(AsRawFd::as_raw_fd).collect();
         let starter = std::process::id();
-        if !self.same_group {
+        let outlives_starter = self.outlives_starter;
+        if !outlives_starter {
             self.command.process_group(0);
         }
         let before_exec = move || {
@@ -120,6 +115,9 @@ impl Launch {
                 checked(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })?;
             }
             prepare()?;
+            if outlives_starter {
+                return Ok(());
+            }
             // SAFETY: plain numbers.
             checked(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
             // SAFETY: no arguments.

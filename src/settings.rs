@@ -6,7 +6,6 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -59,9 +58,6 @@ pub struct Settings {
     pub create_deadline: u64,
     /// Seconds that a guest may take to end once it has been told to.
     pub shutdown_deadline: u64,
-    /// Each sandbox's processes run as user and group id `jail_id_base` plus the pid of its
-    /// monitor, so that no two sandboxes share an identity.
-    pub jail_id_base: u32,
     /// Words appended to the guest kernel's command line.
     pub kernel_args: String,
 }
@@ -77,7 +73,6 @@ impl Default for Settings {
             agent_deadline: 60,
             create_deadline: 60,
             shutdown_deadline: 10,
-            jail_id_base: 1_800_000_000,
             kernel_args: String::new(),
         }
     }
@@ -124,11 +119,6 @@ impl Settings {
             path: path.into(),
             source: Box::new(source),
         })
-    }
-
-    /// [`Settings::agent_deadline`] as a duration.
-    pub fn agent_deadline(&self) -> Duration {
-        Duration::from_secs(self.agent_deadline)
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -192,13 +192,6 @@ impl StateDir {
             }
         }
         Ok(())
-    }
-}
-
-impl AsRawFd for StateDir {
-    /// The lock's descriptor.
-    fn as_raw_fd(&self) -> RawFd {
-        self.lock.as_raw_fd()
     }
 }
 

@@ -16,6 +16,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::log::{self, LogFormat};
+use crate::process::keep_descriptors_to_oneself;
+
+pub use version::SPEC_VERSION;
 
 const PRECEDENCE: &str = "\
 A setting is taken from the first of these that gives it: a flag; an annotation of the bundle \
@@ -87,6 +90,13 @@ enum Verb {
     Fs(internal::Internal),
 }
 
+impl Verb {
+    /// Its process is one that the monitor started, and reads from.
+    fn is_part_of_sandbox(&self) -> bool {
+        matches!(self, Self::Vmm(_) | Self::Devices(_) | Self::Fs(_))
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Vm {
     /// Boot a kernel with its serial console on standard input and output
@@ -95,8 +105,10 @@ enum Vm {
 
 /// Parses the command line, runs the verb and reports its error.
 pub fn main() -> ExitCode {
+    keep_descriptors_to_oneself();
     let arguments = Arguments::parse();
-    let log = match log::start(&arguments.global) {
+    let is_part = arguments.verb.as_ref().is_some_and(Verb::is_part_of_sandbox);
+    let log = match log::start(&arguments.global, is_part) {
         Ok(log) => log,
         Err(error) => {
             eprintln!("kiln: {error:#}");

@@ -53,7 +53,7 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Value
 fn default_config() -> Value {
     let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
     json!({
-        "ociVersion": crate::cli::version::SPEC_VERSION,
+        "ociVersion": super::SPEC_VERSION,
         "process": {
             "terminal": true,
             "user": {"uid": 0, "gid": 0},

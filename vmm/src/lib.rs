@@ -13,6 +13,7 @@
 
 mod borrow;
 pub mod config;
+pub mod emulated;
 pub mod kvm;
 mod log_limit;
 pub mod memory;

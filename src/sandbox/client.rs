@@ -1,0 +1,105 @@
+//! The command's side of a sandbox: it starts the monitor, passes signals and the size of its
+//! terminal on, and waits for the outcome.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::socket::MsgFlags;
+
+use super::events::forwarded_signals;
+use super::{FromCommand, Outcome, packet};
+use crate::process::{Launch, Process, describe};
+use crate::terminal;
+
+/// The signals that a command takes in by itself: those it passes on, and changes of its terminal.
+fn handled() -> SigSet {
+    let mut signals = forwarded_signals();
+    signals.add(Signal::SIGWINCH);
+    signals
+}
+
+/// A monitor that is being started.
+#[derive(Debug)]
+pub struct Client {
+    signals: SignalFd,
+    socket: OwnedFd,
+}
+
+impl Client {
+    /// Begins to take in signals. The second value is the monitor's end of the socket.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn new() -> io::Result<(Self, OwnedFd)> {
+        let signals = handled();
+        signals.thread_block()?;
+        let signals =
+            SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let (socket, theirs) = packet::pair()?;
+        Ok((Self { signals, socket }, theirs))
+    }
+
+    /// Starts the monitor and waits for its end.
+    ///
+    /// # Errors
+    /// The monitor can't be started, or ended without an outcome.
+    pub fn supervise(self, launch: Launch) -> anyhow::Result<Outcome> {
+        // The terminal's signals reach the whole process group; the monitor looks at who sent them.
+        let blocked = handled();
+        let mut monitor =
+            launch.spawn_with(move || Ok(blocked.thread_block()?)).context("monitor")?;
+        let outcome = self.wait(&mut monitor)?;
+        let status = monitor.wait().context("monitor")?;
+        match outcome {
+            Some(outcome) => Ok(outcome),
+            None => bail!("the sandbox's monitor {} without an outcome", describe(status)),
+        }
+    }
+
+    fn wait(&self, monitor: &mut Process) -> anyhow::Result<Option<Outcome>> {
+        loop {
+            let mut polled = [
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
+                PollFd::new(monitor.pidfd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut polled, PollTimeout::NONE) {
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let [signals, socket, ended] = polled.map(|p| p.any() == Some(true));
+            if signals {
+                self.pass_signals_on()?;
+            }
+            if socket {
+                return packet::receive(self.socket.as_fd(), MsgFlags::empty())
+                    .context("the monitor's message");
+            }
+            if ended {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn pass_signals_on(&self) -> io::Result<()> {
+        while let Some(info) = self.signals.read_signal()? {
+            let number = i32::try_from(info.ssi_signo).unwrap_or_default();
+            let message = if number == libc::SIGWINCH {
+                // SAFETY: standard input stays open.
+                match terminal::size(unsafe { BorrowedFd::borrow_raw(0) }) {
+                    Some(size) => FromCommand::Resize(size),
+                    None => continue,
+                }
+            } else {
+                FromCommand::Signal(number)
+            };
+            // A monitor that has ended shows by its pidfd.
+            let _ = packet::send_message(self.socket.as_fd(), &message);
+        }
+        Ok(())
+    }
+}

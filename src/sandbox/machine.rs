@@ -1,0 +1,369 @@
+//! The processes that make a sandbox's machine, for either engine.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, bail};
+use kiln_protocol::{CONTROL_PORT, SHARE_TAG};
+use kiln_vmm::config::{
+    BootConfig, ConsoleConfig, ConsoleKind, DevicesConfig, Entry, FsConfig, JailConfig,
+    MachineConfig, ShareConfig, SharedMount, SharedTree, VsockConfig,
+};
+use kiln_vmm::emulated::qemu;
+
+use super::events::{Sources, second};
+use super::{ContainerConfig, Engine, GuestConfig, packet};
+use crate::process::{Launch, Process, memory_file};
+use crate::state::StateDir;
+
+/// The guest's context id. Each guest is alone with its device, so all may have the same.
+const GUEST_CID: u64 = 3;
+
+/// Which process of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// `kiln fs`.
+    Fs,
+    /// `kiln vmm`.
+    Vmm,
+    /// `kiln devices`.
+    Devices,
+    /// QEMU.
+    Qemu,
+    /// No process: the guest's console.
+    Console,
+}
+
+impl Role {
+    /// As it is named in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Fs => "file system process",
+            Self::Vmm => "machine process",
+            Self::Devices => "device process",
+            Self::Qemu => "QEMU",
+            Self::Console => "console",
+        }
+    }
+
+    /// The guest ends when this process does.
+    pub fn is_machine(self) -> bool {
+        matches!(self, Self::Vmm | Self::Qemu)
+    }
+}
+
+/// A machine's processes. They are killed when this is dropped, the machine first.
+#[derive(Debug, Default)]
+pub struct Machine {
+    processes: Vec<(Role, Process)>,
+}
+
+impl Machine {
+    /// The process of a role.
+    pub fn process(&mut self, role: Role) -> Option<&mut Process> {
+        self.processes.iter_mut().find(|(r, _)| *r == role).map(|(_, process)| process)
+    }
+
+    /// The guest ends the moment that this is called, if it hasn't.
+    pub fn kill(&mut self) {
+        for (_, process) in &mut self.processes {
+            process.kill();
+        }
+        self.processes.clear();
+    }
+
+    fn add(&mut self, role: Role, process: Process, sources: &Sources) -> io::Result<()> {
+        tracing::debug!(role = role.name(), pid = process.id(), "process started");
+        sources.watch_process(role, second(process.pidfd())?)?;
+        // The machine goes first, so that its backends see it end.
+        self.processes.insert(0, (role, process));
+        Ok(())
+    }
+}
+
+/// What starting a machine takes.
+pub struct Parts<'a> {
+    /// The container.
+    pub container: &'a ContainerConfig,
+    /// The machine's size and engine.
+    pub guest: &'a GuestConfig,
+    /// The guest's kernel.
+    pub kernel: File,
+    /// The initial RAM disk.
+    pub initrd: File,
+    /// Where sockets are bound for a moment.
+    pub state: &'a StateDir,
+    /// Where everything that happens is reported to.
+    pub sources: &'a Sources,
+}
+
+/// Starts the machine. Gives the monitor's end of the vsock broker too.
+///
+/// # Errors
+/// What is missing on the host, named, with the mend.
+pub fn start(parts: Parts<'_>) -> anyhow::Result<(Machine, OwnedFd)> {
+    let mut machine = Machine::default();
+    let jail = identity()?;
+    let (broker, device_broker) = packet::pair().context("vsock broker")?;
+    let share = start_fs(&parts, &mut machine).context("file system process")?;
+    let vsock = Vsock { broker: device_broker, jail };
+    match parts.guest.engine {
+        Engine::Kvm => start_vmm(parts, share, vsock, &mut machine).context("machine process")?,
+        Engine::Emulated => start_qemu(parts, share, vsock, &mut machine)?,
+    }
+    Ok((machine, broker))
+}
+
+struct Vsock {
+    broker: OwnedFd,
+    jail: JailConfig,
+}
+
+/// A user and group that no other sandbox of this host has now, and nothing else.
+fn identity() -> anyhow::Result<JailConfig> {
+    const FIRST_ID: u32 = 0x7000_0000;
+    let id = FIRST_ID + std::process::id();
+    Ok(JailConfig { uid: id, gid: id })
+}
+
+/// Starts the virtio-fs backend; gives the connection for its frontend.
+fn start_fs(parts: &Parts<'_>, machine: &mut Machine) -> anyhow::Result<UnixStream> {
+    let container = parts.container;
+    let (listener, connection) = parts.state.private_socket().context("socket")?;
+    let mut launch = Launch::verb("fs");
+    let control = control_socket(parts.sources, Role::Fs)?;
+    let rootfs = SharedTree {
+        source: launch.give(open_path(&container.rootfs)?),
+        read_only: container.rootfs_read_only,
+    };
+    let mut mounts = Vec::with_capacity(container.binds.len());
+    for bind in &container.binds {
+        mounts.push(SharedMount {
+            index: u32::try_from(bind.index)?,
+            source: launch.give(open_path(&bind.source)?),
+            read_only: bind.read_only,
+            is_file: bind.is_file,
+            recursive: bind.recursive,
+        });
+    }
+    let config = FsConfig {
+        id: container.id.clone(),
+        socket: launch.give(listener),
+        rootfs,
+        mounts,
+        control: launch.give(control),
+    };
+    spawn(launch, &config, Role::Fs, parts.sources, machine)?;
+    Ok(connection)
+}
+
+fn open_path(path: &Path) -> anyhow::Result<File> {
+    std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_CLOEXEC)
+        .open(path)
+        .with_context(|| path.display().to_string())
+}
+
+/// A control socket for a process, whose other end is watched.
+fn control_socket(sources: &Sources, role: Role) -> io::Result<OwnedFd> {
+    let (own, theirs) = packet::pair()?;
+    sources.watch_control(role, own)?;
+    Ok(theirs)
+}
+
+/// Starts one of kiln's own processes; what it writes to standard error is watched.
+fn spawn(
+    mut launch: Launch,
+    config: &impl serde::Serialize,
+    role: Role,
+    sources: &Sources,
+    machine: &mut Machine,
+) -> anyhow::Result<()> {
+    launch.configure(config)?;
+    let (errors, their_errors) = io::pipe()?;
+    sources.watch_output(role, errors.into())?;
+    launch.stdio(Stdio::null(), Stdio::null(), their_errors.into());
+    machine.add(role, launch.spawn()?, sources)?;
+    Ok(())
+}
+
+fn vsock_config(launch: &mut Launch, broker: OwnedFd) -> VsockConfig {
+    VsockConfig {
+        guest_cid: GUEST_CID,
+        broker: launch.give(broker),
+        host_ports: vec![CONTROL_PORT],
+    }
+}
+
+/// The kernel's command line; `reboot` is how this machine's guests restart.
+fn cmdline(reboot: &str, more: &str) -> String {
+    format!("console=ttyS0 quiet panic=-1 {reboot} {more}").trim_end().to_owned()
+}
+
+fn start_vmm(
+    parts: Parts<'_>,
+    share: UnixStream,
+    vsock: Vsock,
+    machine: &mut Machine,
+) -> anyhow::Result<()> {
+    let mut launch = Launch::verb("vmm");
+    let control = control_socket(parts.sources, Role::Vmm)?;
+    let (console, their_console) = io::pipe()?;
+    parts.sources.watch_output(Role::Console, console.into())?;
+    let config = MachineConfig {
+        id: parts.container.id.clone(),
+        kvm: launch.give(open_kvm()?),
+        memory_mib: parts.guest.memory_mib,
+        cpus: parts.guest.cpus,
+        boot: BootConfig {
+            kernel: launch.give(parts.kernel),
+            initrd: Some(launch.give(parts.initrd)),
+            cmdline: cmdline("reboot=k", &parts.guest.kernel_args),
+            entry: Entry::Auto,
+        },
+        console: ConsoleConfig {
+            kind: ConsoleKind::Serial,
+            input: None,
+            output: Some(launch.give(their_console)),
+        },
+        disks: Vec::new(),
+        shares: vec![ShareConfig { tag: SHARE_TAG.to_owned(), socket: launch.give(share) }],
+        vsock: Some(vsock_config(&mut launch, vsock.broker)),
+        jail: vsock.jail,
+        control: launch.give(control),
+    };
+    spawn(launch, &config, Role::Vmm, parts.sources, machine)?;
+    Ok(())
+}
+
+/// Opens `/dev/kvm`.
+///
+/// # Errors
+/// With the mend.
+pub fn open_kvm() -> anyhow::Result<File> {
+    const PATH: &str = "/dev/kvm";
+    let error = match File::options().read(true).write(true).open(PATH) {
+        Ok(file) => return Ok(file),
+        Err(error) => error,
+    };
+    match error.kind() {
+        io::ErrorKind::NotFound => bail!(
+            "{PATH} does not exist: load the kvm module and switch virtualisation on in the \
+             firmware, or use --engine emulated"
+        ),
+        io::ErrorKind::PermissionDenied => {
+            bail!("no permission to open {PATH}: join its group, or use --engine emulated")
+        }
+        _ => Err(error).context(PATH),
+    }
+}
+
+fn start_qemu(
+    parts: Parts<'_>,
+    share: UnixStream,
+    vsock: Vsock,
+    machine: &mut Machine,
+) -> anyhow::Result<()> {
+    let jail = vsock.jail;
+    let (listener, connection) = parts.state.private_socket().context("socket")?;
+    start_devices(&parts, listener, vsock, machine).context("device process")?;
+
+    let program = find_program(&parts.guest.qemu)?;
+    let mut launch = Launch::program(program);
+    let devices = vec![
+        qemu::Device::Fs { tag: SHARE_TAG.to_owned(), socket: launch.give(share) },
+        qemu::Device::Vsock { socket: launch.give(connection) },
+    ];
+    let kernel = readable_by_all(parts.kernel).context("guest kernel")?;
+    let qemu = qemu::Machine {
+        memory_mib: parts.guest.memory_mib,
+        cpus: parts.guest.cpus,
+        kernel: launch.give(kernel),
+        initrd: Some(launch.give(parts.initrd)),
+        cmdline: cmdline("reboot=t", &parts.guest.kernel_args),
+        devices,
+        log_resets: false,
+    };
+    let (console, their_console) = io::pipe()?;
+    parts.sources.watch_output(Role::Console, console.into())?;
+    let (errors, their_errors) = io::pipe()?;
+    parts.sources.watch_output(Role::Qemu, errors.into())?;
+    launch.args(qemu.arguments());
+    launch.stdio(Stdio::null(), their_console.into(), their_errors.into());
+    let process = launch.spawn_with(move || confine(jail)).context("QEMU")?;
+    machine.add(Role::Qemu, process, parts.sources)?;
+    Ok(())
+}
+
+fn start_devices(
+    parts: &Parts<'_>,
+    listener: UnixListener,
+    vsock: Vsock,
+    machine: &mut Machine,
+) -> anyhow::Result<()> {
+    let mut launch = Launch::verb("devices");
+    let control = control_socket(parts.sources, Role::Devices)?;
+    let config = DevicesConfig {
+        id: parts.container.id.clone(),
+        vsock: Some((vsock_config(&mut launch, vsock.broker), launch.give(listener))),
+        disks: Vec::new(),
+        jail: vsock.jail,
+        control: launch.give(control),
+    };
+    spawn(launch, &config, Role::Devices, parts.sources, machine)?;
+    Ok(())
+}
+
+/// Takes QEMU's privileges away: identity, capabilities, network, IPC and mounts of the host.
+fn confine(jail: JailConfig) -> io::Result<()> {
+    let checked = |result: libc::c_int| match result {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    let namespaces =
+        libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWNS | libc::CLONE_NEWUTS;
+    // SAFETY: system calls on plain numbers and no memory of ours.
+    unsafe {
+        checked(libc::unshare(namespaces))?;
+        checked(libc::setgroups(0, std::ptr::null()))?;
+        checked(libc::setresgid(jail.gid, jail.gid, jail.gid))?;
+        checked(libc::setresuid(jail.uid, jail.uid, jail.uid))?;
+        checked(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    }
+}
+
+/// Finds a program as a shell does.
+///
+/// # Errors
+/// It isn't there, with the mend.
+pub fn find_program(named: &Path) -> anyhow::Result<PathBuf> {
+    let search = std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into());
+    let candidates: Vec<PathBuf> = match named.components().count() {
+        1 => std::env::split_paths(&search).map(|dir| dir.join(named)).collect(),
+        _ => vec![named.to_owned()],
+    };
+    match candidates.into_iter().find(|path| path.is_file()) {
+        Some(path) => Ok(path),
+        None => bail!(
+            "the emulated engine needs QEMU, and {} is not found: install qemu-system-x86, or name \
+             it with `qemu` in the configuration file",
+            named.display()
+        ),
+    }
+}
+
+/// A file that any user may open by the descriptor's name in /proc: itself, or a copy in memory.
+fn readable_by_all(mut file: File) -> io::Result<File> {
+    if file.metadata()?.mode() & 0o004 != 0 {
+        return Ok(file);
+    }
+    let mut copy = memory_file("kiln-kernel")?;
+    io::copy(&mut file, &mut copy)?;
+    Ok(copy)
+}

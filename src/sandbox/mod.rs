@@ -1,0 +1,155 @@
+//! A sandbox: the monitor that stands for it, and what the command that started it says to it.
+//!
+//! # Shape
+//! * [`monitor`]: a container's life from host set-up to teardown, each phase with its deadline.
+//! * [`machine`]: starts the processes that make the machine, for either engine.
+//! * [`events`]: everything that can happen, from all sources, in one channel.
+//! * [`conversation`]: what the agent may say next; the guest is hostile.
+//! * [`broker`]: vsock connections, which the device process hands over as descriptors.
+//! * [`stdio`]: copies between vsock streams and the caller's own standard streams.
+//! * [`tail`]: the last lines of what a process or the guest's console wrote, bounded.
+//! * [`phases`]: where the time went.
+//! * [`client`]: the command's side.
+//!
+//! # Promises
+//! Nothing outlives the monitor: the kernel kills its children when it ends, and they end when their
+//! control socket hangs up. The monitor ends the sandbox when the command that started it ends. The
+//! state directory is removed by whichever of the two is last.
+
+mod broker;
+pub mod client;
+mod conversation;
+mod events;
+mod machine;
+mod monitor;
+mod packet;
+mod phases;
+mod stdio;
+mod tail;
+
+use std::path::PathBuf;
+
+use kiln_protocol::WindowSize;
+use kiln_vmm::config::InheritedFd;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::bundle::Bind;
+
+pub use monitor::run;
+
+/// What executes the guest's code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// `kiln vmm` on `/dev/kvm`.
+    Kvm,
+    /// QEMU's software CPU and `kiln devices`.
+    Emulated,
+}
+
+impl Engine {
+    /// Its name, as in flags and configuration files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Emulated => "emulated",
+        }
+    }
+}
+
+/// What the monitor is told.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MonitorConfig {
+    /// The container.
+    pub container: ContainerConfig,
+    /// The machine.
+    pub guest: GuestConfig,
+    /// How long things may take.
+    pub deadlines: Deadlines,
+    /// The state directory and the descriptor of its lock.
+    pub state: (PathBuf, InheritedFd),
+    /// A connected `SOCK_SEQPACKET` Unix socket to the command: [`FromCommand`] one way,
+    /// [`Outcome`] the other.
+    pub command: InheritedFd,
+    /// Where to write the monitor's pid once the container runs.
+    pub pid_file: Option<PathBuf>,
+    /// Where to write how long each phase took.
+    pub timings: Option<PathBuf>,
+    /// When the command started, by `CLOCK_MONOTONIC`, in nanoseconds.
+    pub started_ns: u64,
+}
+
+/// The container that a monitor stands for.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerConfig {
+    /// Its id.
+    pub id: String,
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The bundle's `config.json`.
+    pub config: Box<RawValue>,
+    /// The root file system's directory.
+    pub rootfs: PathBuf,
+    /// The container may not write to it.
+    pub rootfs_read_only: bool,
+    /// The bind mounts.
+    pub binds: Vec<Bind>,
+    /// The container's process has a terminal of this size; it is relayed to standard input and
+    /// output.
+    pub terminal: Option<WindowSize>,
+}
+
+/// The machine that a container gets.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GuestConfig {
+    /// What executes its code.
+    pub engine: Engine,
+    /// vCPUs, 1 to 32.
+    pub cpus: u8,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// The kernel.
+    pub kernel: InheritedFd,
+    /// The agent.
+    pub agent: InheritedFd,
+    /// Words appended to the kernel's command line.
+    pub kernel_args: String,
+    /// QEMU's executable.
+    pub qemu: PathBuf,
+}
+
+/// How long phases may take, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deadlines {
+    /// From the machine's start until the agent has called.
+    pub agent: u64,
+    /// For the agent to set the container up, and to start it, each.
+    pub create: u64,
+    /// For the guest to end once it has been told to.
+    pub shutdown: u64,
+}
+
+/// What a command says to the monitor that it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromCommand {
+    /// Send this signal to the container's process.
+    Signal(i32),
+    /// The terminal has this size now.
+    Resize(WindowSize),
+}
+
+/// How a sandbox ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outcome {
+    /// The status that the command exits with.
+    pub exit_code: u8,
+    /// What went wrong, if kiln couldn't run the container to its own end.
+    pub error: Option<String>,
+}

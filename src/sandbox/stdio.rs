@@ -1,0 +1,158 @@
+//! Copies between vsock streams and the caller's own standard streams.
+//!
+//! Each direction is a thread with blocking calls and one buffer: the caller's descriptors are
+//! shared with other processes, so they can't be made non-blocking, and a thread that waits for a
+//! slow reader holds back nothing but its own stream, which holds back the guest's writer.
+//!
+//! A reader of standard output that goes away is to the step what it is to a local process: the
+//! stream is closed towards the guest, and the step gets `SIGPIPE` when it writes again.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::thread;
+
+use kiln_protocol::{STREAM_PORT, Stdio, StreamHeader, StreamToken, WindowSize};
+use tokio::sync::mpsc::Sender;
+
+use super::broker::Broker;
+use super::events::Event;
+
+/// What is moved at once: as much as a vsock packet holds, several times.
+const BUFFER: usize = 256 << 10;
+
+/// The streams of a container's process, not connected yet.
+#[derive(Debug)]
+pub struct Streams {
+    /// What the agent is told.
+    pub stdio: Stdio,
+}
+
+impl Streams {
+    /// A terminal of this size, or three pipes.
+    pub fn new(terminal: Option<WindowSize>) -> Self {
+        let stdio = match terminal {
+            Some(size) => Stdio::Terminal { stream: StreamToken(0), size },
+            None => Stdio::Pipes {
+                stdin: Some(StreamToken(0)),
+                stdout: Some(StreamToken(1)),
+                stderr: Some(StreamToken(2)),
+            },
+        };
+        Self { stdio }
+    }
+
+    /// Connects the streams and begins to copy. Gives the number of streams of which the end will
+    /// be reported: those out of the guest.
+    ///
+    /// # Errors
+    /// A connection can't be made, or no thread.
+    pub fn connect(&self, broker: &Broker, ended: &Sender<Event>) -> io::Result<usize> {
+        match &self.stdio {
+            Stdio::Terminal { stream, .. } => {
+                let connection = open(broker, *stream)?;
+                copy_in(connection.try_clone()?)?;
+                copy_out(connection, standard(1)?, ended.clone())?;
+                Ok(1)
+            }
+            Stdio::Pipes { stdin, stdout, stderr } => {
+                if let Some(token) = stdin {
+                    copy_in(open(broker, *token)?)?;
+                }
+                let mut outputs = 0;
+                for (token, number) in [(stdout, 1), (stderr, 2)] {
+                    if let Some(token) = token {
+                        copy_out(open(broker, *token)?, standard(number)?, ended.clone())?;
+                        outputs += 1;
+                    }
+                }
+                Ok(outputs)
+            }
+        }
+    }
+}
+
+fn open(broker: &Broker, token: StreamToken) -> io::Result<UnixStream> {
+    let mut connection = broker.connect(STREAM_PORT)?;
+    connection.write_all(&StreamHeader { token }.to_bytes())?;
+    Ok(connection)
+}
+
+/// A descriptor of a standard stream of this process.
+fn standard(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: standard streams are open for the whole life of the process.
+    unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned()
+}
+
+/// Copies standard input to the guest until its end, or until the guest takes no more.
+fn copy_in(mut guest: UnixStream) -> io::Result<()> {
+    let mut input = std::fs::File::from(standard(0)?);
+    let copying = move || {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match input.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(length) => {
+                    if guest.write_all(&buffer[..length]).is_err() {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    tracing::debug!(%error, "standard input ends");
+                    break;
+                }
+            }
+        }
+        // Fails only if the guest has closed the stream.
+        let _ = guest.shutdown(Shutdown::Write);
+    };
+    thread::Builder::new().name("kiln-stdin".to_owned()).spawn(copying)?;
+    Ok(())
+}
+
+/// Copies a stream of the guest to a descriptor until its end, which is then reported.
+fn copy_out(mut guest: UnixStream, output: OwnedFd, ended: Sender<Event>) -> io::Result<()> {
+    let copying = move || {
+        let mut output = std::fs::File::from(output);
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match guest.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(length) => {
+                    if let Err(error) = write_all(&mut output, &buffer[..length]) {
+                        tracing::debug!(%error, "an output stream is closed to the step");
+                        let _ = guest.shutdown(Shutdown::Both);
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        // The monitor is gone if it doesn't listen.
+        let _ = ended.blocking_send(Event::StreamEnded);
+    };
+    thread::Builder::new().name("kiln-stdout".to_owned()).spawn(copying)?;
+    Ok(())
+}
+
+/// Writes everything, also to a descriptor that somebody else has made non-blocking.
+fn write_all(output: &mut std::fs::File, mut bytes: &[u8]) -> io::Result<()> {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    while !bytes.is_empty() {
+        match output.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(length) => bytes = &bytes[length..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let mut waited = [PollFd::new(output.as_fd(), PollFlags::POLLOUT)];
+                poll(&mut waited, PollTimeout::NONE)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,196 @@
+//! QEMU as the emulated engine's machine: its command line, and what its end means.
+//!
+//! QEMU gives the guest a software CPU, memory, an interrupt controller, a serial port and virtio
+//! transports. Every device behind those transports is kiln's own, served over vhost-user by
+//! processes of their own; QEMU is handed connected sockets. It has no monitor, no network, no
+//! disk of its own, and forbids itself to start programs or change identity (`-sandbox`).
+//!
+//! # How a guest ends
+//! A write to [`POWER_OFF_PORT`] ends QEMU with an odd status, which nothing else does but a failure
+//! of its own (status 1), so the value 0 isn't told from one: what was written is
+//! irrelevant, and a failure comes with a message instead of a reset log. A reset ends QEMU with
+//! status 0 because of `-no-reboot`; with [`Machine::log_resets`] its log on standard error tells a
+//! triple fault from a reset that was asked for.
+
+use crate::config::{GuestEnd, InheritedFd, POWER_OFF_PORT};
+
+/// The line that QEMU's software CPU logs (`-d cpu_reset`) when a guest triple-faults.
+const TRIPLE_FAULT: &str = "Triple fault";
+
+/// A machine for QEMU to run. The descriptors are inherited by it.
+#[derive(Debug)]
+pub struct Machine {
+    /// Guest memory in MiB.
+    pub memory_mib: u64,
+    /// vCPUs, 1 to 32.
+    pub cpus: u8,
+    /// The kernel: an ELF with a PVH entry, readable for the user that QEMU runs as.
+    pub kernel: InheritedFd,
+    /// The initial RAM disk, readable likewise.
+    pub initrd: Option<InheritedFd>,
+    /// The kernel command line; QEMU appends its virtio-mmio devices.
+    pub cmdline: String,
+    /// Devices that other processes serve.
+    pub devices: Vec<Device>,
+    /// Have QEMU log resets on standard error, so that [`end`] knows why.
+    pub log_resets: bool,
+}
+
+/// A device and the Unix stream socket, connected, to the process that serves it over vhost-user.
+#[derive(Debug)]
+pub enum Device {
+    /// virtio-fs with a mount tag.
+    Fs {
+        /// The tag.
+        tag: String,
+        /// The connection.
+        socket: InheritedFd,
+    },
+    /// virtio-vsock.
+    Vsock {
+        /// The connection.
+        socket: InheritedFd,
+    },
+    /// virtio-blk.
+    Block {
+        /// The connection.
+        socket: InheritedFd,
+    },
+}
+
+impl Device {
+    fn socket(&self) -> InheritedFd {
+        match self {
+            Self::Fs { socket, .. } | Self::Vsock { socket } | Self::Block { socket } => *socket,
+        }
+    }
+
+    /// The value of `-device`, on the character device of that name.
+    fn definition(&self, chardev: &str) -> String {
+        match self {
+            Self::Fs { tag, .. } => {
+                format!("vhost-user-fs-device,chardev={chardev},tag={}", escaped(tag))
+            }
+            Self::Vsock { .. } => format!("vhost-user-vsock-device,chardev={chardev}"),
+            Self::Block { .. } => format!("vhost-user-blk-device,chardev={chardev}"),
+        }
+    }
+}
+
+/// A value inside of a comma-separated option: QEMU reads a doubled comma as one.
+fn escaped(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+impl Machine {
+    /// QEMU's arguments. The serial console is on its standard input and output.
+    pub fn arguments(&self) -> Vec<String> {
+        let memory = format!("{}M", self.memory_mib);
+        let mut arguments = Vec::new();
+        let mut add = |option: &str, value: &str| {
+            arguments.push(option.to_owned());
+            if !value.is_empty() {
+                arguments.push(value.to_owned());
+            }
+        };
+        add("-nodefaults", "");
+        add("-no-user-config", "");
+        add("-no-reboot", "");
+        add("-display", "none");
+        add("-monitor", "none");
+        add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+        add("-M", "microvm,rtc=off,acpi=off,memory-backend=memory");
+        add("-global", "virtio-mmio.force-legacy=false");
+        add("-accel", "tcg,thread=multi");
+        add("-cpu", "max");
+        add("-smp", &self.cpus.to_string());
+        add("-m", &memory);
+        add("-object", &format!("memory-backend-memfd,id=memory,size={memory},share=on"));
+        add("-kernel", &path_of(self.kernel));
+        if let Some(initrd) = self.initrd {
+            add("-initrd", &path_of(initrd));
+        }
+        add("-append", &self.cmdline);
+        add("-chardev", "stdio,id=console,signal=off");
+        add("-serial", "chardev:console");
+        add("-device", &format!("isa-debug-exit,iobase={POWER_OFF_PORT:#x},iosize=4"));
+        for (index, device) in self.devices.iter().enumerate() {
+            let name = format!("device{index}");
+            add("-chardev", &format!("socket,id={name},fd={}", device.socket().0));
+            add("-device", &device.definition(&name));
+        }
+        if self.log_resets {
+            add("-d", "cpu_reset");
+        }
+        arguments
+    }
+}
+
+/// The name under which a process opens a descriptor of its own.
+fn path_of(fd: InheritedFd) -> String {
+    format!("/proc/self/fd/{}", fd.0)
+}
+
+/// What QEMU's end says about its guest, or `None` if QEMU itself failed.
+///
+/// `status` is QEMU's exit status and `errors` what it wrote to standard error, of which the end is
+/// enough.
+pub fn end(status: Option<i32>, errors: &str) -> Option<GuestEnd> {
+    let last_reset = errors.rfind("CPU Reset").unwrap_or(0);
+    let fault = errors.rfind(TRIPLE_FAULT);
+    match status {
+        Some(0) if fault.is_some() => Some(GuestEnd::TripleFault),
+        Some(0) => Some(GuestEnd::Reset),
+        Some(1) if says_failure(&errors[last_reset..]) => None,
+        Some(code) if code % 2 == 1 => Some(GuestEnd::Shutdown),
+        _ => None,
+    }
+}
+
+/// Whether QEMU explains a failure: its messages begin with the name it was started by.
+fn says_failure(errors: &str) -> bool {
+    errors.lines().any(|line| line.starts_with("qemu") && line.contains(": "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_on_connected_sockets() {
+        let machine = Machine {
+            memory_mib: 512,
+            cpus: 2,
+            kernel: InheritedFd(7),
+            initrd: Some(InheritedFd(8)),
+            cmdline: "console=ttyS0,115200 quiet".to_owned(),
+            devices: vec![
+                Device::Fs { tag: "a,b".to_owned(), socket: InheritedFd(9) },
+                Device::Vsock { socket: InheritedFd(10) },
+            ],
+            log_resets: false,
+        };
+        let arguments = machine.arguments();
+        let has = |option: &str, value: &str| {
+            arguments.windows(2).any(|pair| pair[0] == option && pair[1] == value)
+        };
+        assert!(has("-append", "console=ttyS0,115200 quiet"));
+        assert!(has("-kernel", "/proc/self/fd/7"));
+        assert!(has("-chardev", "socket,id=device0,fd=9"));
+        assert!(has("-device", "vhost-user-fs-device,chardev=device0,tag=a,,b"));
+        assert!(has("-device", "vhost-user-vsock-device,chardev=device1"));
+        assert!(has("-device", "isa-debug-exit,iobase=0x501,iosize=4"));
+    }
+
+    #[test]
+    fn ends_are_told_apart() {
+        let log = "CPU Reset (CPU 0)\nEAX=00000000\n";
+        assert_eq!(end(Some(33), log), Some(GuestEnd::Shutdown));
+        assert_eq!(end(Some(1), log), Some(GuestEnd::Shutdown));
+        assert_eq!(end(Some(0), log), Some(GuestEnd::Reset));
+        let fault = format!("{log}Triple fault\n{log}");
+        assert_eq!(end(Some(0), &fault), Some(GuestEnd::TripleFault));
+        assert_eq!(end(Some(1), "qemu-system-x86_64: no such thing\n"), None);
+        assert_eq!(end(None, log), None);
+    }
+}
