@@ -6,9 +6,6 @@
 //! * [`artefacts`]: where the guest's kernel and agent are found.
 //! * [`log`]: log lines and errors in the forms that callers of runc read.
 
-// The run path that uses the rest is being put in place.
-#![allow(dead_code)]
-
 mod artefacts;
 mod bundle;
 mod cli;

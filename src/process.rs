@@ -40,6 +40,17 @@ impl Launch {
         launch
     }
 
+    /// A sandbox's monitor: it has this process's standard streams and process group, so that it
+    /// may read from the terminal, and minds its starter's end by itself. `options` stand before
+    /// the verb.
+    pub fn monitor(options: &[OsString]) -> Self {
+        let mut launch = Self::program("/proc/self/exe");
+        launch.command.arg0("kiln").args(options).arg("monitor");
+        launch.command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+        launch.outlives_starter = true;
+        launch
+    }
+
     /// Another program.
     pub fn program(path: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(path);
@@ -77,13 +88,6 @@ impl Launch {
     /// What the process's standard input, output and error are; without this, `/dev/null`.
     pub fn stdio(&mut self, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> &mut Self {
         self.command.stdin(stdin).stdout(stdout).stderr(stderr);
-        self
-    }
-
-    /// Leaves the process alone when its starter ends, and in the starter's process group: it may
-    /// read from the terminal, and minds its starter's end by itself.
-    pub fn outlives_starter(&mut self) -> &mut Self {
-        self.outlives_starter = true;
         self
     }
 

@@ -21,7 +21,7 @@ use serde_json::value::RawValue;
 
 pub use binds::Bind;
 pub use id::validate as validate_id;
-pub use sizing::{Host, Limits, Size, SizeError};
+pub use sizing::{Host, Limits, Size};
 
 /// Longest config.json in bytes: what fits into a frame to the agent, with room for the rest of it.
 const MAX_CONFIG: u64 = (kiln_protocol::MAX_TO_AGENT - (64 << 10)) as u64;
@@ -29,6 +29,8 @@ const MAX_CONFIG: u64 = (kiln_protocol::MAX_TO_AGENT - (64 << 10)) as u64;
 /// A checked bundle.
 #[derive(Debug)]
 pub struct Bundle {
+    /// The bundle's directory, absolute.
+    pub dir: PathBuf,
     /// `config.json`, byte for byte.
     pub config: Box<RawValue>,
     /// What it says.
@@ -114,7 +116,7 @@ impl Bundle {
         refusals::check(&spec, &raw)?;
         let (rootfs, rootfs_read_only) = find_rootfs(&dir, &spec)?;
         let binds = binds::find(&dir, &spec)?;
-        Ok(Self { config, spec, rootfs, rootfs_read_only, binds })
+        Ok(Self { dir, config, spec, rootfs, rootfs_read_only, binds })
     }
 
     /// The value of an annotation.

@@ -10,6 +10,7 @@ mod spec;
 mod version;
 mod vm_run;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -63,6 +64,33 @@ pub struct Global {
     /// executable, /usr/lib/kiln]
     #[arg(long, value_name = "DIR")]
     pub lib_dir: Option<PathBuf>,
+}
+
+impl Global {
+    /// The options that the processes of a sandbox get too: how they log.
+    pub fn for_parts(&self) -> Vec<OsString> {
+        let mut options = Vec::new();
+        if let Some(path) = &self.log {
+            options.extend([OsString::from("--log"), path.into()]);
+        }
+        if self.log_format == LogFormat::Json {
+            options.extend(["--log-format", "json"].map(OsString::from));
+        }
+        if self.debug {
+            options.push("--debug".into());
+        }
+        options
+    }
+}
+
+/// An error that comes with an exit code of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct Reported {
+    /// The status to exit with.
+    pub exit_code: u8,
+    /// What went wrong.
+    pub error: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -119,7 +147,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             log.report(&format!("{error:#}"));
-            ExitCode::FAILURE
+            error.downcast_ref::<Reported>().map_or(ExitCode::FAILURE, |e| e.exit_code.into())
         }
     }
 }

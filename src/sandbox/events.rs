@@ -12,7 +12,6 @@ use kiln_protocol::{CONTROL_PORT, FromAgent, MAX_FROM_AGENT};
 use kiln_vmm::config::VmmEvent;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -20,7 +19,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::FromCommand;
 use super::broker::Broker;
 use super::machine::Role;
-use super::packet;
+use super::{packet, readable};
 
 /// Room for events that the monitor has not looked at yet.
 const CAPACITY: usize = 64;
@@ -149,7 +148,7 @@ impl Sources {
     /// # Errors
     /// The runtime can't watch it.
     pub fn watch_process(&self, role: Role, pidfd: OwnedFd) -> io::Result<()> {
-        let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
+        let pidfd = readable::register(pidfd)?;
         let sender = self.0.clone();
         tokio::task::spawn_local(async move {
             if pidfd.readable().await.is_ok() {
@@ -204,11 +203,11 @@ impl Sources {
     pub fn watch_signals(&self, signals: &SigSet) -> io::Result<()> {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(signals, flags)?;
-        let signals = AsyncFd::with_interest(signals, Interest::READABLE)?;
+        let readable = readable::register(second(&signals)?)?;
         let sender = self.0.clone();
         tokio::task::spawn_local(async move {
             loop {
-                let next = signals.async_io(Interest::READABLE, |signals| {
+                let next = readable.async_io(Interest::READABLE, |_| {
                     signals.read_signal()?.ok_or_else(|| io::ErrorKind::WouldBlock.into())
                 });
                 let Ok(info) = next.await else { return };

@@ -15,6 +15,7 @@ use kiln_vmm::config::{
     MachineConfig, ShareConfig, SharedMount, SharedTree, VsockConfig,
 };
 use kiln_vmm::emulated::qemu;
+use kiln_vmm::virtio::vsock::broker::Broker;
 
 use super::events::{Sources, second};
 use super::{ContainerConfig, Engine, GuestConfig, packet};
@@ -106,10 +107,10 @@ pub struct Parts<'a> {
 ///
 /// # Errors
 /// What is missing on the host, named, with the mend.
-pub fn start(parts: Parts<'_>) -> anyhow::Result<(Machine, OwnedFd)> {
+pub fn start(parts: Parts<'_>) -> anyhow::Result<(Machine, Broker)> {
     let mut machine = Machine::default();
     let jail = identity()?;
-    let (broker, device_broker) = packet::pair().context("vsock broker")?;
+    let (broker, device_broker) = Broker::pair().context("vsock broker")?;
     let share = start_fs(&parts, &mut machine).context("file system process")?;
     let vsock = Vsock { broker: device_broker, jail };
     match parts.guest.engine {

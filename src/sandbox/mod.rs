@@ -23,7 +23,8 @@ mod events;
 mod machine;
 mod monitor;
 mod packet;
-mod phases;
+pub mod phases;
+mod readable;
 mod stdio;
 mod tail;
 

@@ -9,6 +9,8 @@ use serde::de::DeserializeOwned;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::readable;
+
 /// Longest packet taken, in bytes; a longer one is an error, not cut off.
 pub const MAX_PACKET: usize = 64 << 10;
 
@@ -62,7 +64,7 @@ impl Receiver {
     /// # Errors
     /// The runtime can't watch it.
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self(AsyncFd::with_interest(socket, Interest::READABLE)?))
+        Ok(Self(readable::register(socket)?))
     }
 
     /// The next message; see [`receive`].
