@@ -1,0 +1,326 @@
+//! `linux.resources` in the files of cgroup v2, converted as runc converts them.
+//!
+//! The machine is part of how limits are honoured: it has the memory and the processors that the
+//! configuration asks for, and no swap.
+//!
+//! * `cpu.cpus` names processors of the host. Here its number of processors counts: the container
+//!   gets the guest's first so many. `cpu.mems` is for the host, where the guest's memory is.
+//! * `memory.swap` and `memory.swappiness` limit something that the guest doesn't have.
+//! * `devices`: see the module on devices of the root file system.
+//! * What names the host's block or network devices, and what cgroup v2 has no counterpart of, is
+//!   refused.
+//! * A container without a limit on processes gets one all the same, a little below what the guest's
+//!   kernel can hold, so that the agent can always start what it needs.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use kiln_protocol::FailurePhase;
+use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources};
+
+use crate::failure::{During, Failure};
+
+/// Processes kept out of the reach of containers.
+const RESERVED_PIDS: u64 = 128;
+
+/// Period of `cpu.max` in microseconds where the configuration has none.
+const DEFAULT_PERIOD: u64 = 100_000;
+
+/// Values for files of a container's cgroup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    settings: Vec<Setting>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Setting {
+    field: String,
+    file: String,
+    value: String,
+    /// Where the kernel has no such file, there is nothing to limit.
+    optional: bool,
+}
+
+impl Limits {
+    /// Reads `linux.resources`. `cpus` is the guest's number of processors.
+    ///
+    /// # Errors
+    /// A limit that can't be honoured, by field.
+    pub fn from_spec(resources: Option<&LinuxResources>, cpus: usize) -> Result<Self, Failure> {
+        let mut limits = Self { settings: Vec::new() };
+        let limit = resources.and_then(|all| all.pids().as_ref()).map(|pids| pids.limit());
+        limits.pids(limit);
+        let Some(resources) = resources else {
+            return Ok(limits);
+        };
+        refuse_foreign(resources)?;
+        if let Some(memory) = resources.memory() {
+            limits.memory(memory)?;
+        }
+        if let Some(cpu) = resources.cpu() {
+            limits.cpu(cpu, cpus)?;
+        }
+        if let Some(block_io) = resources.block_io() {
+            limits.block_io(block_io)?;
+        }
+        for page in resources.hugepage_limits().iter().flatten() {
+            let field = format!("hugepageLimits ({})", page.page_size());
+            let file = format!("hugetlb.{}.max", page.page_size());
+            limits.set(&field, &file, page.limit().to_string());
+        }
+        let mut unified: Vec<_> = resources.unified().iter().flatten().collect();
+        unified.sort();
+        for (file, value) in unified {
+            if file.contains('/') || file.starts_with('.') {
+                return Err(refuse("unified", &format!("{file:?} is no file of a cgroup")));
+            }
+            limits.set(&format!("unified ({file})"), file, value.clone());
+        }
+        Ok(limits)
+    }
+
+    pub(super) fn write(&self, cgroup: &Path) -> Result<(), Failure> {
+        for Setting { field, file, value, optional } in &self.settings {
+            match super::write_file(&cgroup.join(file), value) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && *optional => {}
+                written => written.during(FailurePhase::Cgroups, || {
+                    format!("linux.resources.{field}: write {value:?} to {file}")
+                })?,
+            }
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, field: &str, file: &str, value: impl Into<String>) {
+        self.add(field, file, value.into(), false);
+    }
+
+    fn add(&mut self, field: &str, file: &str, value: String, optional: bool) {
+        let (field, file) = (field.to_owned(), file.to_owned());
+        self.settings.push(Setting { field, file, value, optional });
+    }
+
+    fn pids(&mut self, limit: Option<i64>) {
+        match limit.filter(|limit| *limit > 0) {
+            Some(limit) => self.set("pids.limit", "pids.max", limit.to_string()),
+            None => self.add("pids.limit", "pids.max", default_pids().to_string(), true),
+        }
+    }
+
+    fn memory(&mut self, memory: &LinuxMemory) -> Result<(), Failure> {
+        for (name, value) in [("kernel", memory.kernel()), ("kernelTCP", memory.kernel_tcp())] {
+            if value.is_some_and(|value| value > 0) {
+                let why = "cgroup v2 has no limit on kernel memory alone";
+                return Err(refuse(&format!("memory.{name}"), why));
+            }
+        }
+        if memory.disable_oom_killer() == Some(true) {
+            let why = "cgroup v2 cannot switch the OOM killer off";
+            return Err(refuse("memory.disableOOMKiller", why));
+        }
+        let limit = memory.limit().filter(|limit| *limit != 0);
+        if let Some(limit) = limit {
+            self.set("memory.limit", "memory.max", bytes_or_max(limit));
+        }
+        if let Some(low) = memory.reservation().filter(|low| *low != 0) {
+            self.set("memory.reservation", "memory.low", bytes_or_max(low));
+        }
+        let Some(swap) = memory.swap().filter(|swap| *swap != 0) else {
+            return Ok(());
+        };
+        let swap = match (swap, limit) {
+            (..=-1, _) => "max".to_owned(),
+            (_, None) => return Err(refuse("memory.swap", "needs a memory.limit")),
+            (swap, Some(limit)) if swap < limit => {
+                return Err(refuse("memory.swap", "is below memory.limit"));
+            }
+            (_, Some(..=-1)) => "max".to_owned(),
+            (swap, Some(limit)) => (swap - limit).to_string(),
+        };
+        self.add("memory.swap", "memory.swap.max", swap, true);
+        Ok(())
+    }
+
+    fn cpu(&mut self, cpu: &LinuxCpu, guest_cpus: usize) -> Result<(), Failure> {
+        let realtime =
+            cpu.realtime_runtime().unwrap_or(0) != 0 || cpu.realtime_period().unwrap_or(0) != 0;
+        if realtime {
+            let why = "cgroup v2 has no limits on real-time scheduling";
+            return Err(refuse("cpu.realtimeRuntime, cpu.realtimePeriod", why));
+        }
+        if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
+            self.set("cpu.shares", "cpu.weight", weight_of_shares(shares).to_string());
+        }
+        if cpu.quota().is_some_and(|quota| quota != 0) || cpu.period().unwrap_or(0) != 0 {
+            let quota = cpu.quota().filter(|quota| *quota > 0);
+            let quota = quota.map_or("max".to_owned(), |quota| quota.to_string());
+            let period = cpu.period().filter(|period| *period != 0).unwrap_or(DEFAULT_PERIOD);
+            self.set("cpu.quota", "cpu.max", format!("{quota} {period}"));
+        }
+        if let Some(burst) = cpu.burst() {
+            self.set("cpu.burst", "cpu.max.burst", burst.to_string());
+        }
+        if let Some(idle) = cpu.idle() {
+            self.set("cpu.idle", "cpu.idle", idle.to_string());
+        }
+        if let Some(list) = cpu.cpus().as_deref().filter(|list| !list.is_empty()) {
+            let count = count_of(list)
+                .ok_or_else(|| refuse("cpu.cpus", &format!("{list:?} is no list of processors")))?;
+            let last = count.min(guest_cpus).max(1) - 1;
+            self.set("cpu.cpus", "cpuset.cpus", format!("0-{last}"));
+        }
+        Ok(())
+    }
+
+    fn block_io(&mut self, block_io: &LinuxBlockIo) -> Result<(), Failure> {
+        let lists = [
+            ("throttleReadBpsDevice", block_io.throttle_read_bps_device()),
+            ("throttleWriteBpsDevice", block_io.throttle_write_bps_device()),
+            ("throttleReadIOPSDevice", block_io.throttle_read_iops_device()),
+            ("throttleWriteIOPSDevice", block_io.throttle_write_iops_device()),
+        ];
+        let throttled = lists.iter().find(|(_, list)| list.as_ref().is_some_and(|l| !l.is_empty()));
+        if let Some((name, _)) = throttled {
+            return Err(refuse(&format!("blockIO.{name}"), FOREIGN_DEVICE));
+        }
+        if block_io.weight_device().as_ref().is_some_and(|list| !list.is_empty()) {
+            return Err(refuse("blockIO.weightDevice", FOREIGN_DEVICE));
+        }
+        if block_io.leaf_weight().unwrap_or(0) != 0 {
+            return Err(refuse("blockIO.leafWeight", "cgroup v2 has no such weight"));
+        }
+        if let Some(weight) = block_io.weight().filter(|weight| *weight != 0) {
+            if !(10..=1000).contains(&weight) {
+                return Err(refuse("blockIO.weight", "must be from 10 to 1000"));
+            }
+            let weight = 1 + (u64::from(weight) - 10) * 9999 / 990;
+            self.add("blockIO.weight", "io.weight", weight.to_string(), true);
+        }
+        Ok(())
+    }
+}
+
+const FOREIGN_DEVICE: &str = "names a device of the host, which the guest doesn't have";
+
+fn refuse(field: &str, why: &str) -> Failure {
+    Failure::config(format!("linux.resources.{field}: {why}"))
+}
+
+fn refuse_foreign(resources: &LinuxResources) -> Result<(), Failure> {
+    if resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty()) {
+        return Err(refuse("rdma", FOREIGN_DEVICE));
+    }
+    let Some(network) = resources.network() else {
+        return Ok(());
+    };
+    if network.class_id().unwrap_or(0) != 0 {
+        return Err(refuse("network.classID", "cgroup v2 has no network classes"));
+    }
+    if network.priorities().as_ref().is_some_and(|priorities| !priorities.is_empty()) {
+        return Err(refuse("network.priorities", "cgroup v2 has no network priorities"));
+    }
+    Ok(())
+}
+
+fn bytes_or_max(bytes: i64) -> String {
+    if bytes < 0 { "max".to_owned() } else { bytes.to_string() }
+}
+
+/// v1 shares, 2 to 262144, on v2's scale of 1 to 10000.
+fn weight_of_shares(shares: u64) -> u64 {
+    let shares = shares.clamp(2, 262_144);
+    1 + (shares - 2) * 9999 / 262_142
+}
+
+/// The number of processors in a list as `0-2,4`.
+fn count_of(list: &str) -> Option<usize> {
+    list.trim().split(',').try_fold(0usize, |count, range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let first: usize = first.trim().parse().ok()?;
+        let last: usize = last.trim().parse().ok()?;
+        count.checked_add(last.checked_sub(first)?.checked_add(1)?)
+    })
+}
+
+fn default_pids() -> u64 {
+    let read = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let threads = read("/proc/sys/kernel/threads-max").unwrap_or(u64::MAX);
+    let pids = read("/proc/sys/kernel/pid_max").unwrap_or(32_768);
+    threads.min(pids).saturating_sub(RESERVED_PIDS).max(RESERVED_PIDS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(json: &str) -> Result<Limits, Failure> {
+        let resources: LinuxResources = serde_json::from_str(json).expect("resources");
+        Limits::from_spec(Some(&resources), 2)
+    }
+
+    fn value(json: &str, file: &str) -> Option<String> {
+        let limits = limits(json).expect("honoured");
+        limits.settings.into_iter().find(|s| s.file == file).map(|s| s.value)
+    }
+
+    #[test]
+    fn conversions_are_those_of_runc() {
+        let cases = [
+            (r#"{"cpu":{"shares":1024}}"#, "cpu.weight", "39"),
+            (r#"{"cpu":{"shares":2}}"#, "cpu.weight", "1"),
+            (r#"{"cpu":{"shares":262144}}"#, "cpu.weight", "10000"),
+            (r#"{"cpu":{"quota":50000}}"#, "cpu.max", "50000 100000"),
+            (r#"{"cpu":{"quota":-1,"period":20000}}"#, "cpu.max", "max 20000"),
+            (r#"{"memory":{"limit":1000,"swap":1500}}"#, "memory.swap.max", "500"),
+            (r#"{"memory":{"limit":-1,"swap":-1}}"#, "memory.max", "max"),
+            (r#"{"memory":{"reservation":77}}"#, "memory.low", "77"),
+            (r#"{"pids":{"limit":12}}"#, "pids.max", "12"),
+            (r#"{"blockIO":{"weight":1000}}"#, "io.weight", "10000"),
+            (r#"{"hugepageLimits":[{"pageSize":"2MB","limit":9}]}"#, "hugetlb.2MB.max", "9"),
+            (r#"{"unified":{"memory.high":"5"}}"#, "memory.high", "5"),
+        ];
+        for (json, file, expected) in cases {
+            assert_eq!(value(json, file).as_deref(), Some(expected), "{json}");
+        }
+    }
+
+    #[test]
+    fn hosts_processors_become_as_many_of_the_guests() {
+        assert_eq!(value(r#"{"cpu":{"cpus":"6"}}"#, "cpuset.cpus").as_deref(), Some("0-0"));
+        assert_eq!(value(r#"{"cpu":{"cpus":"4-9,12"}}"#, "cpuset.cpus").as_deref(), Some("0-1"));
+        for bad in ["4-", "9-4", "a"] {
+            let failure = limits(&format!(r#"{{"cpu":{{"cpus":"{bad}"}}}}"#)).expect_err("refused");
+            assert!(failure.message.starts_with("linux.resources.cpu.cpus"));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_refused_by_name() {
+        let cases = [
+            (r#"{"memory":{"disableOOMKiller":true}}"#, "memory.disableOOMKiller"),
+            (r#"{"memory":{"kernel":4096}}"#, "memory.kernel"),
+            (r#"{"memory":{"swap":4096}}"#, "memory.swap"),
+            (r#"{"cpu":{"realtimeRuntime":1}}"#, "cpu.realtimeRuntime"),
+            (
+                r#"{"blockIO":{"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1}]}}"#,
+                "blockIO.throttleReadBpsDevice",
+            ),
+            (r#"{"network":{"classID":1}}"#, "network.classID"),
+            (r#"{"rdma":{"mlx":{"hcaHandles":1}}}"#, "rdma"),
+            (r#"{"unified":{"../x":"1"}}"#, "unified"),
+        ];
+        for (json, field) in cases {
+            let failure = limits(json).expect_err("refused");
+            assert!(failure.message.contains(field), "{}", failure.message);
+        }
+    }
+
+    #[test]
+    fn processes_are_always_limited() {
+        let limits = Limits::from_spec(None, 1).expect("honoured");
+        let pids: u64 = limits.settings[0].value.parse().expect("a number");
+        assert!(pids >= RESERVED_PIDS);
+        assert_eq!(limits.settings[0].file, "pids.max");
+    }
+}

@@ -1,0 +1,171 @@
+//! Control groups (v2): the agent's own, which protects it, and one for each container.
+//!
+//! The guest's hierarchy belongs to the agent. Below its root are `agent`, whose memory is protected
+//! and whose share of the processors is the greatest, and `container-<n>`. A container always has a
+//! cgroup namespace, whether its configuration asks for one or not: the rest of the hierarchy is the
+//! agent's, not a host's.
+
+mod limits;
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+
+pub use limits::Limits;
+
+/// Memory that the kernel keeps for the agent, in bytes: several times what it uses.
+const AGENT_MEMORY: &str = "16777216";
+
+/// The guest's hierarchy.
+#[derive(Debug)]
+pub struct Hierarchy {
+    root: PathBuf,
+    next: u64,
+}
+
+impl Hierarchy {
+    /// The hierarchy mounted at `root`.
+    pub fn at(root: PathBuf) -> Self {
+        Self { root, next: 0 }
+    }
+
+    /// Moves the calling process into `agent`, protects it and hands all controllers down.
+    ///
+    /// # Errors
+    /// As the kernel's, for a file that should be there and can't be written.
+    pub fn settle_agent(&self) -> io::Result<()> {
+        let agent = self.root.join("agent");
+        fs::create_dir_all(&agent)?;
+        write_file(&agent.join("cgroup.procs"), "0")?;
+        let controllers = fs::read_to_string(self.root.join("cgroup.controllers"))?;
+        let enable: Vec<_> =
+            controllers.split_whitespace().map(|name| format!("+{name}")).collect();
+        write_file(&self.root.join("cgroup.subtree_control"), &enable.join(" "))?;
+        for (file, value) in [("memory.min", AGENT_MEMORY), ("cpu.weight", "10000")] {
+            let file = agent.join(file);
+            if file.exists() {
+                write_file(&file, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A new, empty cgroup for a container.
+    ///
+    /// # Errors
+    /// As mkdir(2).
+    pub fn create(&mut self) -> io::Result<Cgroup> {
+        let path = self.root.join(format!("container-{}-{}", std::process::id(), self.next));
+        self.next += 1;
+        fs::create_dir(&path)?;
+        Ok(Cgroup { path })
+    }
+}
+
+/// A container's cgroup. Dropping it kills what is in it and removes it.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Puts a process into the cgroup.
+    ///
+    /// # Errors
+    /// `ESRCH` if it is gone.
+    pub fn add(&self, pid: libc::pid_t) -> io::Result<()> {
+        write_file(&self.path.join("cgroup.procs"), &pid.to_string())
+    }
+
+    /// The processes in it and below it.
+    ///
+    /// # Errors
+    /// As read(2).
+    pub fn processes(&self) -> io::Result<Vec<libc::pid_t>> {
+        let mut all = Vec::new();
+        collect(&self.path, &mut all)?;
+        Ok(all)
+    }
+
+    /// Kills every process in it and below it.
+    ///
+    /// # Errors
+    /// As write(2).
+    pub fn kill(&self) -> io::Result<()> {
+        write_file(&self.path.join("cgroup.kill"), "1")
+    }
+
+    /// Whether the kernel killed a process of the cgroup for want of memory.
+    pub fn oom_killed(&self) -> bool {
+        let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
+        let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        count.is_some_and(|count| count.trim() != "0")
+    }
+
+    /// Writes limits.
+    ///
+    /// # Errors
+    /// The first that the kernel doesn't take, by field.
+    pub fn limit(&self, limits: &Limits) -> Result<(), crate::failure::Failure> {
+        limits.write(&self.path)
+    }
+
+    /// Gives the cgroup to a user, as the root of a hierarchy of its own (the files that
+    /// /sys/kernel/cgroup/delegate lists).
+    ///
+    /// # Errors
+    /// As chown(2).
+    pub fn delegate(&self, uid: u32, gid: u32) -> io::Result<()> {
+        chown(&self.path, Some(uid), Some(gid))?;
+        for file in ["cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
+            chown(self.path.join(file), Some(uid), Some(gid))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Nothing to be done about a failure: an empty cgroup that stays costs nothing until the
+        // guest ends.
+        let _ = self.kill();
+        for _ in 0..REMOVE_ATTEMPTS {
+            if remove(&self.path).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+}
+
+/// A killed process leaves its cgroup a moment after it is reaped.
+const REMOVE_ATTEMPTS: usize = 20;
+
+fn collect(path: &Path, all: &mut Vec<libc::pid_t>) -> io::Result<()> {
+    let processes = fs::read_to_string(path.join("cgroup.procs"))?;
+    all.extend(processes.lines().filter_map(|line| line.parse::<libc::pid_t>().ok()));
+    for below in directories(path)? {
+        collect(&below, all)?;
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    for below in directories(path)? {
+        remove(&below)?;
+    }
+    fs::remove_dir(path)
+}
+
+fn directories(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(path)?.filter_map(Result::ok);
+    let directories = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    Ok(directories.map(|entry| entry.path()).collect())
+}
+
+/// Writes to a file that exists: cgroupfs answers an attempt to create one with `EACCES`.
+fn write_file(path: &Path, value: &str) -> io::Result<()> {
+    let mut file = fs::File::options().write(true).open(path)?;
+    file.write_all(value.as_bytes())
+}

@@ -1,0 +1,11 @@
+//! What a container's first process is: identity, privileges, limits, program.
+
+pub mod capabilities;
+pub mod executable;
+mod plan;
+pub mod rlimits;
+pub mod scheduling;
+pub mod sysctl;
+pub mod user;
+
+pub use plan::ProcessPlan;

@@ -1,0 +1,11 @@
+//! Containers set up for real: the agent runs in namespaces of this machine instead of a guest, over
+//! Unix sockets instead of vsock, with busybox as the root file system. Needs root.
+
+#![allow(clippy::expect_used, reason = "a failure anywhere in a test is the test's")]
+
+mod guest;
+mod lifecycle;
+mod process;
+mod rootfs;
+mod seccomp;
+mod stdio;
