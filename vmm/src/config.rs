@@ -54,6 +54,20 @@ pub struct MachineConfig {
     pub control: InheritedFd,
 }
 
+impl MachineConfig {
+    /// Every descriptor that it names: what the process keeps when it is jailed.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let one = [self.kvm, self.boot.kernel, self.control];
+        let optional = [self.boot.initrd, self.console.input, self.console.output];
+        let disks = self.disks.iter().map(|disk| disk.file);
+        let shares = self.shares.iter().map(|share| share.socket);
+        let vsock = self.vsock.iter().map(|vsock| vsock.broker);
+        let all = one.into_iter().chain(optional.into_iter().flatten());
+        all.chain(disks).chain(shares).chain(vsock).map(|fd| fd.0).collect()
+    }
+}
+
 /// What a machine boots.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -203,6 +217,16 @@ pub struct SharedMount {
     pub is_file: bool,
     /// With whatever is mounted below it (`rbind`), or without (`bind`).
     pub recursive: bool,
+}
+
+impl DevicesConfig {
+    /// Every descriptor that it names: what the process keeps when it is jailed.
+    #[must_use]
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let disks = self.disks.iter().flat_map(|(disk, socket)| [disk.file, *socket]);
+        let vsock = self.vsock.iter().flat_map(|(vsock, socket)| [vsock.broker, *socket]);
+        disks.chain(vsock).chain([self.control]).map(|fd| fd.0).collect()
+    }
 }
 
 /// What a vmm process tells the monitor.

@@ -4,6 +4,7 @@
 //! * [`virtio`]: the devices. A device knows queues and guest memory, not what carries them.
 //! * [`transport`]: what carries them: `mmio` to the kvm engine's guest, `vhost_user` to QEMU.
 //! * [`kvm`]: the kvm engine's machine; [`memory`]: its guest's memory.
+//! * [`jail`]: what each process gives up before it reads what a guest wrote.
 //! * [`config`]: what a vmm process is told when it starts, every resource as an inherited fd.
 //!
 //! # Trust
@@ -14,6 +15,7 @@
 mod borrow;
 pub mod config;
 pub mod emulated;
+pub mod jail;
 pub mod kvm;
 mod log_limit;
 pub mod memory;

@@ -1,0 +1,151 @@
+//! What each kind of process may call.
+
+use super::{Rule, When, allow, allow_when, ioctl};
+
+/// Flags of `clone` with which the C library starts a thread, and no process.
+const THREAD: u32 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID) as u32;
+
+const EXECUTABLE: u32 = libc::PROT_EXEC as u32;
+
+/// What any Rust program with threads needs: memory that isn't executable, threads, time, its end.
+pub const CORE: &[Rule] = &[
+    // Memory.
+    allow(libc::SYS_brk),
+    allow_when(libc::SYS_mmap, &[When::Lacks(2, EXECUTABLE)]),
+    allow_when(libc::SYS_mprotect, &[When::Lacks(2, EXECUTABLE)]),
+    allow(libc::SYS_munmap),
+    allow(libc::SYS_mremap),
+    allow(libc::SYS_madvise),
+    // Threads.
+    allow_when(libc::SYS_clone, &[When::Is(0, THREAD)]),
+    allow(libc::SYS_set_robust_list),
+    allow(libc::SYS_rseq),
+    allow(libc::SYS_sigaltstack),
+    allow(libc::SYS_rt_sigprocmask),
+    allow(libc::SYS_rt_sigreturn),
+    allow(libc::SYS_restart_syscall),
+    allow(libc::SYS_sched_yield),
+    allow(libc::SYS_sched_getaffinity),
+    allow(libc::SYS_futex),
+    allow(libc::SYS_gettid),
+    allow(libc::SYS_getpid),
+    allow_when(libc::SYS_prctl, &[When::Is(0, libc::PR_SET_NAME as u32)]),
+    allow_when(libc::SYS_tgkill, &[When::IsOwnPid(0)]),
+    allow(libc::SYS_exit),
+    allow(libc::SYS_exit_group),
+    // Time and randomness.
+    allow(libc::SYS_clock_gettime),
+    allow(libc::SYS_clock_nanosleep),
+    allow(libc::SYS_nanosleep),
+    allow(libc::SYS_gettimeofday),
+    allow(libc::SYS_getrandom),
+];
+
+/// Using descriptors that are there: files, eventfds, epoll.
+pub const DESCRIPTOR_IO: &[Rule] = &[
+    allow(libc::SYS_read),
+    allow(libc::SYS_readv),
+    allow(libc::SYS_pread64),
+    allow(libc::SYS_preadv),
+    allow(libc::SYS_write),
+    allow(libc::SYS_writev),
+    allow(libc::SYS_pwrite64),
+    allow(libc::SYS_pwritev),
+    allow(libc::SYS_lseek),
+    allow(libc::SYS_fstat),
+    allow_when(libc::SYS_newfstatat, &[When::Is(3, libc::AT_EMPTY_PATH as u32)]),
+    allow_when(libc::SYS_statx, &[When::Is(2, libc::AT_EMPTY_PATH as u32)]),
+    allow(libc::SYS_fsync),
+    allow(libc::SYS_fdatasync),
+    allow(libc::SYS_fallocate),
+    allow(libc::SYS_close),
+    allow(libc::SYS_dup),
+    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_GETFD as u32)]),
+    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_SETFD as u32)]),
+    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_GETFL as u32)]),
+    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_SETFL as u32)]),
+    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_DUPFD_CLOEXEC as u32)]),
+    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::FIONBIO)]),
+    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::FIONREAD)]),
+    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::TCGETS)]),
+    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::BLKGETSIZE64)]),
+    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::BLKSSZGET)]),
+    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::BLKDISCARD)]),
+    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::BLKZEROOUT)]),
+    allow(libc::SYS_eventfd2),
+    allow(libc::SYS_epoll_create1),
+    allow(libc::SYS_epoll_ctl),
+    allow(libc::SYS_epoll_wait),
+    allow(libc::SYS_epoll_pwait),
+    allow(libc::SYS_poll),
+    allow(libc::SYS_ppoll),
+    allow(libc::SYS_timerfd_create),
+    allow(libc::SYS_timerfd_settime),
+];
+
+/// Using sockets that were handed over. A new one exists only as a connected Unix pair.
+pub const SOCKETS: &[Rule] = &[
+    allow(libc::SYS_recvfrom),
+    allow(libc::SYS_recvmsg),
+    allow_when(libc::SYS_sendto, &[When::Is(4, 0), When::Is(5, 0)]),
+    allow(libc::SYS_sendmsg),
+    allow(libc::SYS_shutdown),
+    allow(libc::SYS_getsockopt),
+    allow_when(libc::SYS_socketpair, &[When::Is(0, libc::AF_UNIX as u32)]),
+];
+
+/// Taking connections on a listening socket that was handed over.
+const ACCEPT: &[Rule] = &[allow(libc::SYS_accept4)];
+
+const fn ioctls<const N: usize>(requests: &'static [[When; 1]; N]) -> [Rule; N] {
+    let mut rules = [allow(libc::SYS_ioctl); N];
+    let mut index = 0;
+    while index < N {
+        rules[index].when = &requests[index];
+        index += 1;
+    }
+    rules
+}
+
+const fn requests<const N: usize>(numbers: &[u32]) -> [[When; 1]; N] {
+    let mut requests = [[When::Is(1, 0)]; N];
+    let mut index = 0;
+    while index < N {
+        requests[index] = [When::Is(1, numbers[index])];
+        index += 1;
+    }
+    requests
+}
+
+const KVM_REQUESTS: [[When; 1]; ioctl::KVM.len()] = requests(ioctl::KVM);
+
+/// Asking KVM for what [`ioctl::KVM`] lists, and the shared memory of a machine.
+pub const KVM: &[Rule] = &ioctls(&KVM_REQUESTS);
+
+/// `kiln vmm`.
+pub const VMM: &[&[Rule]] = &[CORE, DESCRIPTOR_IO, SOCKETS, KVM, GUEST_MEMORY, VCPU_THREADS];
+
+/// The file that is the guest's memory. It can't be executed: neither `mmap` nor `execveat` would.
+const GUEST_MEMORY: &[Rule] = &[
+    allow(libc::SYS_memfd_create),
+    allow(libc::SYS_ftruncate),
+    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_ADD_SEALS as u32)]),
+    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_GET_SEALS as u32)]),
+];
+
+/// The signal that interrupts a vCPU's thread: `SIGRTMIN` as the C library counts.
+const KICK: u32 = 34;
+
+/// Being interrupted.
+const VCPU_THREADS: &[Rule] = &[allow_when(libc::SYS_rt_sigaction, &[When::Is(0, KICK)])];
+
+/// `kiln devices`.
+pub const DEVICES: &[&[Rule]] = &[CORE, DESCRIPTOR_IO, SOCKETS, ACCEPT];

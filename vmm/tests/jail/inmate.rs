@@ -1,0 +1,171 @@
+//! The jailed process: enters a jail and does what it was started for.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use kiln_vmm::config::JailConfig;
+use kiln_vmm::jail::Jail;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use crate::attacks;
+
+/// First argument of a process that is to be jailed.
+pub const FLAG: &str = "--inmate";
+/// Where it finds its control socket.
+pub const CONTROL: RawFd = 3;
+/// A descriptor that it keeps.
+pub const KEPT: RawFd = 4;
+/// A descriptor that it inherits and doesn't list.
+pub const LEAKED: RawFd = 50;
+
+/// What an inmate exits with after an attack that the kernel let pass.
+pub const SUCCEEDED: u8 = 10;
+/// And after one that failed with an error.
+pub const REFUSED: u8 = 11;
+/// When it could not even enter its jail.
+const NOT_JAILED: u8 = 12;
+
+/// The components that are replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Component {
+    Vmm,
+    Devices,
+}
+
+impl Component {
+    pub const ALL: [Self; 2] = [Self::Vmm, Self::Devices];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vmm => "vmm",
+            Self::Devices => "devices",
+        }
+    }
+}
+
+/// How a process in a jail is started.
+pub struct Cell<'a> {
+    pub component: Component,
+    pub identity: JailConfig,
+    /// Whether the seccomp filter is part of the jail.
+    pub seccomp: bool,
+    /// What it does there: `idle`, `pair` (stays outside and starts an idle one), or an attack.
+    pub task: &'a str,
+    /// The user it is started as.
+    pub started_as: Option<u32>,
+}
+
+/// A started process and the other end of its control socket.
+pub struct Inmate {
+    pub child: Child,
+    pub control: OwnedFd,
+}
+
+impl Cell<'_> {
+    pub fn start(&self) -> Inmate {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .unwrap();
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg(FLAG)
+            .args([self.component.name(), &self.identity.uid.to_string()])
+            .args([&self.identity.gid.to_string(), &self.seccomp.to_string(), self.task])
+            .env_clear()
+            .env("LISTENER", attacks::listener_port().to_string())
+            .env("PARENT", std::process::id().to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        if let Some(user) = self.started_as {
+            command.uid(user).gid(user);
+        }
+        let source = theirs.as_raw_fd();
+        // SAFETY: only system calls between fork and exec.
+        unsafe {
+            command.pre_exec(move || {
+                // The control socket might itself have one of the low numbers.
+                let high = libc::fcntl(source, libc::F_DUPFD, 100);
+                for fd in [CONTROL, KEPT, LEAKED] {
+                    if libc::dup2(high, fd) < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                Ok(())
+            });
+        }
+        Inmate { child: command.spawn().unwrap(), control: ours }
+    }
+}
+
+/// The inmate's `main`.
+pub fn main(arguments: &[String]) -> ExitCode {
+    let [component, uid, gid, seccomp, task] = arguments else {
+        return ExitCode::from(NOT_JAILED);
+    };
+    let identity = JailConfig { uid: uid.parse().unwrap(), gid: gid.parse().unwrap() };
+    if task == "pair" {
+        return stay_outside(arguments);
+    }
+    // SAFETY: the parent put it there, and it stays open.
+    let control = unsafe { BorrowedFd::borrow_raw(CONTROL) };
+    let component = Component::ALL.into_iter().find(|known| known.name() == component).unwrap();
+    if let Err(error) = enter(component, identity, control, seccomp == "true") {
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        eprintln!("{error}: {source:?}");
+        return ExitCode::from(NOT_JAILED);
+    }
+    if task == "idle" {
+        return idle(control);
+    }
+    match attacks::attempt(task) {
+        Ok(()) => ExitCode::from(SUCCEEDED),
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(REFUSED)
+        }
+    }
+}
+
+fn enter(
+    component: Component,
+    identity: JailConfig,
+    control: BorrowedFd<'_>,
+    seccomp: bool,
+) -> Result<(), kiln_vmm::jail::JailError> {
+    let kept = [2, KEPT];
+    let jail = match component {
+        Component::Vmm => Jail::vmm(identity, control, &kept),
+        Component::Devices => Jail::devices(identity, control, &kept),
+    };
+    if seccomp { jail.enter() } else { jail.confine() }
+}
+
+/// Says that it is jailed and waits until the other end of the control socket closes.
+fn idle(control: BorrowedFd<'_>) -> ExitCode {
+    if nix::unistd::write(control, b"jailed").is_err() {
+        return ExitCode::FAILURE;
+    }
+    let mut byte = [0];
+    let _ = nix::unistd::read(control, &mut byte);
+    ExitCode::SUCCESS
+}
+
+/// Starts an idle inmate on the same control socket, says which process it is, and waits for it.
+fn stay_outside(arguments: &[String]) -> ExitCode {
+    let [component, uid, gid, seccomp, _] = arguments else {
+        return ExitCode::from(NOT_JAILED);
+    };
+    let mut child = Command::new("/proc/self/exe")
+        .arg(FLAG)
+        .args([component, uid, gid, seccomp, "idle"])
+        .spawn()
+        .unwrap();
+    // SAFETY: the parent put it there, and it stays open.
+    let control = unsafe { BorrowedFd::borrow_raw(CONTROL) };
+    nix::unistd::write(control, child.id().to_string().as_bytes()).unwrap();
+    child.wait().unwrap();
+    ExitCode::SUCCESS
+}
