@@ -16,6 +16,7 @@ mod sandbox;
 mod settings;
 mod state;
 mod terminal;
+mod vm;
 
 fn main() -> std::process::ExitCode {
     cli::main()

@@ -33,10 +33,10 @@ pub struct Launch {
 }
 
 impl Launch {
-    /// One of kiln's own processes, by its hidden verb.
-    pub fn verb(verb: &str) -> Self {
+    /// One of kiln's own processes, by its hidden verb; `options` stand before it.
+    pub fn verb(verb: &str, options: &[OsString]) -> Self {
         let mut launch = Self::program("/proc/self/exe");
-        launch.command.arg0("kiln").arg(verb);
+        launch.command.arg0("kiln").args(options).arg(verb);
         launch
     }
 
@@ -44,8 +44,7 @@ impl Launch {
     /// may read from the terminal, and minds its starter's end by itself. `options` stand before
     /// the verb.
     pub fn monitor(options: &[OsString]) -> Self {
-        let mut launch = Self::program("/proc/self/exe");
-        launch.command.arg0("kiln").args(options).arg("monitor");
+        let mut launch = Self::verb("monitor", options);
         launch.command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
         launch.outlives_starter = true;
         launch

@@ -107,6 +107,7 @@ pub fn run(global: &Global, run: Run) -> anyhow::Result<ExitCode> {
         command: launch.give(command),
         pid_file: run.pid_file,
         timings: run.timings,
+        debug: global.debug,
         started_ns,
     };
     launch.configure(&config)?;

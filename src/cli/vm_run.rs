@@ -1,15 +1,24 @@
 //! `kiln vm run`: boot a kernel of the user's own with its console on standard input and output.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context, anyhow, bail};
+use kiln_vmm::config::{ConsoleKind, GuestEnd};
 
-use super::Global;
-use crate::settings::EngineChoice;
+use super::{Global, Reported};
+use crate::sandbox::Engine;
+use crate::sandbox::machine::{identity, open_kvm};
+use crate::settings::{EngineChoice, Settings};
+use crate::vm::{self, Disk, End, Interrupted, Machine};
 
 /// Options of `kiln vm run`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The console is on standard input and output; on a terminal, Ctrl-A X ends the guest and Ctrl-A \
+Ctrl-A sends one Ctrl-A. The status is 0 when the guest switches the machine off or resets it, 3 \
+when it triple-faults, 130 when it was ended from the keyboard, 1 for every failure.")]
 pub struct VmRun {
     /// The kernel: an uncompressed x86-64 ELF
     #[arg(long, value_name = "ELF")]
@@ -17,14 +26,16 @@ pub struct VmRun {
     /// The initial RAM disk
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
-    /// The kernel's command line
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    cmdline: String,
+    /// The kernel's command line [default: the console, panic=-1 and how to reboot]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    cmdline: Option<String>,
     /// Memory in MiB
-    #[arg(long, value_name = "MIB", default_value_t = 512)]
+    #[arg(long, value_name = "MIB", default_value_t = 512,
+          value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     memory: u64,
     /// CPUs, 1 to 32
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(1..=32))]
     cpus: u8,
     /// A raw disk image, read-only with `:ro` appended; may be given several times
     #[arg(long = "disk", value_name = "FILE[:ro]")]
@@ -32,9 +43,82 @@ pub struct VmRun {
     /// What executes the guest's code
     #[arg(long, value_enum)]
     engine: Option<EngineChoice>,
+    /// The device that the console is
+    #[arg(long, value_enum, default_value = "serial")]
+    console: Console,
+}
+
+/// The device that a console is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Console {
+    /// A 16550A, ttyS0
+    Serial,
+    /// virtio-console, hvc0; kvm engine only
+    Virtio,
 }
 
 /// Boots the kernel and waits for the machine's end.
-pub fn run(_global: &Global, _run: VmRun) -> anyhow::Result<ExitCode> {
-    bail!("this build cannot run machines")
+pub fn run(global: &Global, run: VmRun) -> anyhow::Result<ExitCode> {
+    let settings = Settings::load(global.config.as_deref())?;
+    let machine = Machine {
+        kernel: open("--kernel", &run.kernel)?,
+        initrd: run.initrd.as_deref().map(|path| open("--initrd", path)).transpose()?,
+        cmdline: run.cmdline,
+        memory_mib: run.memory,
+        cpus: run.cpus,
+        disks: run.disks.iter().map(|disk| Disk::open(disk)).collect::<Result<_, _>>()?,
+        console: match run.console {
+            Console::Serial => ConsoleKind::Serial,
+            Console::Virtio => ConsoleKind::Virtio,
+        },
+    };
+    let options = global.for_parts();
+    let end = match choose(run.engine.unwrap_or(settings.engine)) {
+        Engine::Kvm => vm::kvm::run(machine, open_kvm()?, identity()?, &options)?,
+        Engine::Emulated => {
+            if machine.console == ConsoleKind::Virtio {
+                bail!("--console virtio: the emulated engine has a serial console only");
+            }
+            let host = vm::emulated::Host {
+                qemu: &settings.qemu,
+                root: &global.root,
+                jail: identity()?,
+                options: &options,
+            };
+            vm::emulated::run(machine, &host)?
+        }
+    };
+    status(end)
+}
+
+fn choose(choice: EngineChoice) -> Engine {
+    match choice {
+        EngineChoice::Kvm => Engine::Kvm,
+        EngineChoice::Auto | EngineChoice::Emulated => Engine::Emulated,
+    }
+}
+
+fn open(option: &str, path: &Path) -> anyhow::Result<File> {
+    File::open(path).with_context(|| format!("{option}: {}", path.display()))
+}
+
+fn status(end: End) -> anyhow::Result<ExitCode> {
+    match end {
+        End::Guest(GuestEnd::Shutdown | GuestEnd::Reset) => Ok(ExitCode::SUCCESS),
+        End::Guest(GuestEnd::TripleFault) => {
+            let error = "the guest triple-faulted".to_owned();
+            Err(Reported { exit_code: 3, error }.into())
+        }
+        End::Guest(GuestEnd::Broken { reason, registers }) => {
+            Err(anyhow!("the guest can't be run further: {reason}\n{}", registers.join("\n")))
+        }
+        End::Interrupted(Interrupted::Keyboard) => {
+            let error = "ended from the keyboard".to_owned();
+            Err(Reported { exit_code: 130, error }.into())
+        }
+        End::Interrupted(Interrupted::Signal(signal)) => {
+            let exit_code = u8::try_from(128 + signal).unwrap_or(1);
+            Err(Reported { exit_code, error: format!("ended by signal {signal}") }.into())
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The processes that make a sandbox's machine, for either engine.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -101,6 +102,8 @@ pub struct Parts<'a> {
     pub state: &'a StateDir,
     /// Where everything that happens is reported to.
     pub sources: &'a Sources,
+    /// How the processes log.
+    pub options: &'a [OsString],
 }
 
 /// Starts the machine. Gives the monitor's end of the vsock broker too.
@@ -125,8 +128,11 @@ struct Vsock {
     jail: JailConfig,
 }
 
-/// A user and group that no other sandbox of this host has now, and nothing else.
-fn identity() -> anyhow::Result<JailConfig> {
+/// A user and group that no other sandbox of this host has now.
+///
+/// # Errors
+/// The host's limits on identities can't be read.
+pub fn identity() -> anyhow::Result<JailConfig> {
     const FIRST_ID: u32 = 0x7000_0000;
     let id = FIRST_ID + std::process::id();
     Ok(JailConfig { uid: id, gid: id })
@@ -136,7 +142,7 @@ fn identity() -> anyhow::Result<JailConfig> {
 fn start_fs(parts: &Parts<'_>, machine: &mut Machine) -> anyhow::Result<UnixStream> {
     let container = parts.container;
     let (listener, connection) = parts.state.private_socket().context("socket")?;
-    let mut launch = Launch::verb("fs");
+    let mut launch = Launch::verb("fs", parts.options);
     let control = control_socket(parts.sources, Role::Fs)?;
     let rootfs = SharedTree {
         source: launch.give(open_path(&container.rootfs)?),
@@ -213,7 +219,7 @@ fn start_vmm(
     vsock: Vsock,
     machine: &mut Machine,
 ) -> anyhow::Result<()> {
-    let mut launch = Launch::verb("vmm");
+    let mut launch = Launch::verb("vmm", parts.options);
     let control = control_socket(parts.sources, Role::Vmm)?;
     let (console, their_console) = io::pipe()?;
     parts.sources.watch_output(Role::Console, console.into())?;
@@ -297,8 +303,7 @@ fn start_qemu(
     parts.sources.watch_output(Role::Qemu, errors.into())?;
     launch.args(qemu.arguments());
     launch.stdio(Stdio::null(), their_console.into(), their_errors.into());
-    let process = launch.spawn_with(move || confine(jail)).context("QEMU")?;
-    machine.add(Role::Qemu, process, parts.sources)?;
+    machine.add(Role::Qemu, spawn_qemu(launch, jail)?, parts.sources)?;
     Ok(())
 }
 
@@ -308,7 +313,7 @@ fn start_devices(
     vsock: Vsock,
     machine: &mut Machine,
 ) -> anyhow::Result<()> {
-    let mut launch = Launch::verb("devices");
+    let mut launch = Launch::verb("devices", parts.options);
     let control = control_socket(parts.sources, Role::Devices)?;
     let config = DevicesConfig {
         id: parts.container.id.clone(),
@@ -319,6 +324,14 @@ fn start_devices(
     };
     spawn(launch, &config, Role::Devices, parts.sources, machine)?;
     Ok(())
+}
+
+/// Starts QEMU in its jail.
+///
+/// # Errors
+/// It can't be jailed, or executed.
+pub fn spawn_qemu(launch: Launch, jail: JailConfig) -> anyhow::Result<Process> {
+    launch.spawn_with(move || confine(jail)).context("QEMU")
 }
 
 /// Takes QEMU's privileges away: identity, capabilities, network, IPC and mounts of the host.
@@ -360,7 +373,10 @@ pub fn find_program(named: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// A file that any user may open by the descriptor's name in /proc: itself, or a copy in memory.
-fn readable_by_all(mut file: File) -> io::Result<File> {
+///
+/// # Errors
+/// It can't be read, or there is no memory.
+pub fn readable_by_all(mut file: File) -> io::Result<File> {
     if file.metadata()?.mode() & 0o004 != 0 {
         return Ok(file);
     }

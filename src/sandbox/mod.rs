@@ -20,13 +20,13 @@ mod broker;
 pub mod client;
 mod conversation;
 mod events;
-mod machine;
+pub mod machine;
 mod monitor;
-mod packet;
+pub mod packet;
 pub mod phases;
 mod readable;
 mod stdio;
-mod tail;
+pub mod tail;
 
 use std::path::PathBuf;
 
@@ -78,6 +78,8 @@ pub struct MonitorConfig {
     pub pid_file: Option<PathBuf>,
     /// Where to write how long each phase took.
     pub timings: Option<PathBuf>,
+    /// Have the machine's processes log debugging lines, which the monitor passes on.
+    pub debug: bool,
     /// When the command started, by `CLOCK_MONOTONIC`, in nanoseconds.
     pub started_ns: u64,
 }

@@ -4,6 +4,7 @@
 //! the agent out under the rules of the conversation, and turns everything that ends a sandbox into
 //! a [`Failure`]. The phases are written down one after the other in [`Monitor::live`].
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
@@ -150,6 +151,7 @@ struct Monitor {
     console: Tail,
     errors: Vec<(Role, Tail)>,
     new_size: Option<WindowSize>,
+    debug: bool,
     /// A container is there to get signals.
     running: bool,
     /// The guest has been told to end: that things end is expected.
@@ -177,6 +179,7 @@ impl Monitor {
             console: Tail::default(),
             errors: Vec::new(),
             new_size: None,
+            debug: config.debug,
             running: false,
             ending: false,
         })
@@ -203,6 +206,7 @@ impl Monitor {
         let state = self.state.as_ref().context("no state directory")?;
         state.write(&describe_state(&self.container, &self.guest, Status::Creating))?;
         let initrd = initrd::build(&mut agent.into()).context("initial RAM disk")?;
+        let debug = [OsString::from("--debug")];
         let parts = Parts {
             container: &self.container,
             guest: &self.guest,
@@ -210,6 +214,7 @@ impl Monitor {
             initrd,
             state,
             sources: &self.sources,
+            options: if self.debug { &debug } else { &[] },
         };
         let (machine, broker) = machine::start(parts)?;
         self.machine = machine;
