@@ -1,6 +1,6 @@
 //! A machine: made, given devices and a kernel, and run to its guest's end.
 
-use std::os::fd::{AsFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -47,7 +47,6 @@ pub struct Machine {
     workers: Vec<(DeviceGroup, Worker)>,
     hook: Option<ExitHook>,
     stop: Arc<EventFd>,
-    hang_up: Option<OwnedFd>,
 }
 
 /// Stops a machine from another thread.
@@ -149,7 +148,6 @@ impl Machine {
             workers: Vec::new(),
             hook: None,
             stop: Arc::new(stop),
-            hang_up: None,
         })
     }
 
@@ -189,7 +187,7 @@ impl Machine {
         device: Box<dyn VirtioDevice>,
         group: DeviceGroup,
     ) -> Result<(), KvmError> {
-        let worker = self.worker(group)?;
+        let worker = self.worker(group);
         self.add_backend(Box::new(LocalBackend::new(device, worker)))
     }
 
@@ -217,24 +215,19 @@ impl Machine {
         Ok(())
     }
 
-    fn worker(&mut self, group: DeviceGroup) -> Result<WorkerHandle, KvmError> {
+    fn worker(&mut self, group: DeviceGroup) -> WorkerHandle {
         if let Some((_, worker)) = self.workers.iter().find(|(g, _)| *g == group) {
-            return Ok(worker.handle());
+            return worker.handle();
         }
-        let worker = Worker::new().map_err(KvmError::host("make an event loop"))?;
+        let worker = Worker::new(group.name());
         let handle = worker.handle();
         self.workers.push((group, worker));
-        Ok(handle)
+        handle
     }
 
     /// Lets `hook` see exits before they end the guest.
     pub fn set_exit_hook(&mut self, hook: ExitHook) {
         self.hook = Some(hook);
-    }
-
-    /// Stops the machine when the other end of this connected socket closes.
-    pub fn stop_on_hang_up(&mut self, socket: OwnedFd) {
-        self.hang_up = Some(socket);
     }
 
     /// What stops the machine from another thread.
@@ -261,6 +254,18 @@ impl Machine {
     /// # Errors
     /// [`KvmError::Stopped`] when it was told to stop, else a failure of the host.
     pub fn run(self) -> Result<GuestEnd, KvmError> {
+        self.run_until(None)
+    }
+
+    /// The same, and stops when the other end of this connected socket closes.
+    ///
+    /// # Errors
+    /// As [`Machine::run`].
+    pub fn run_until_hang_up(self, socket: BorrowedFd<'_>) -> Result<GuestEnd, KvmError> {
+        self.run_until(Some(socket))
+    }
+
+    fn run_until(self, hang_up: Option<BorrowedFd<'_>>) -> Result<GuestEnd, KvmError> {
         let ended =
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(KvmError::host("make an eventfd"))?;
         let shared = Arc::new(Shared {
@@ -271,22 +276,18 @@ impl Machine {
             end: None.into(),
             ended,
         });
-        let pump = self.pump.map(spawn_pump).transpose()?;
-        let mut devices = DeviceThreads::default();
-        for (group, worker) in self.workers {
-            devices.start(group, worker)?;
-        }
+        let serial = self.pump.map(|pump| SerialThread::start(pump, &shared)).transpose()?;
+        // Declared before the processors: what they wait for outlives them.
+        let workers = self.workers;
         let mut processors = Processors { shared: shared.clone(), threads: Vec::new() };
         for (index, vcpu) in self.vcpus.into_iter().enumerate() {
             processors.start(index, vcpu)?;
         }
-        let waited = wait(&shared.ended, &self.stop, self.hang_up.as_ref());
+        let waited = wait(&shared.ended, &self.stop, hang_up);
         drop(processors);
-        drop(devices);
-        if let (Some(pump), Some(serial)) = (pump, &shared.bus.ports.serial) {
-            let stopped = !matches!(waited, Ok(Wakeup::Ended));
-            serial.finish(if stopped { Duration::ZERO } else { CONSOLE_PATIENCE });
-            end_pump(pump);
+        drop(workers);
+        if let (Some(mut serial), Ok(Wakeup::Ended)) = (serial, &waited) {
+            serial.patience = CONSOLE_PATIENCE;
         }
         match waited? {
             Wakeup::Ended => lock(&shared.end).take().ok_or(KvmError::Stopped),
@@ -330,30 +331,38 @@ impl Drop for Processors {
     }
 }
 
-/// The devices' threads. Dropped, after the processors', it stops them and waits until they are
-/// gone.
-#[derive(Default)]
-struct DeviceThreads(Vec<(WorkerHandle, JoinHandle<()>)>);
+/// The serial port's thread. Dropped, it lets it write out what the guest has written, for as long
+/// as it has patience, and waits until it is gone.
+struct SerialThread {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    patience: Duration,
+}
 
-impl DeviceThreads {
-    fn start(&mut self, group: DeviceGroup, worker: Worker) -> Result<(), KvmError> {
-        let handle = worker.handle();
+impl SerialThread {
+    fn start(pump: Pump, shared: &Arc<Shared>) -> Result<Self, KvmError> {
+        kick::install_handler()?;
         let thread = std::thread::Builder::new()
-            .name(group.name().into())
-            .spawn(|| worker.run())
-            .map_err(KvmError::host("start a device thread"))?;
-        self.0.push((handle, thread));
-        Ok(())
+            .name("serial".into())
+            .spawn(|| pump.run())
+            .map_err(KvmError::host("start the serial port's thread"))?;
+        Ok(Self { shared: shared.clone(), thread: Some(thread), patience: Duration::ZERO })
     }
 }
 
-impl Drop for DeviceThreads {
+impl Drop for SerialThread {
     fn drop(&mut self) {
-        self.0.iter().for_each(|(handle, _)| handle.stop());
-        for (_, thread) in self.0.drain(..) {
-            // A thread that panicked is gone all the same.
-            let _ = thread.join();
+        let Some(thread) = self.thread.take() else { return };
+        if let Some(serial) = &self.shared.bus.ports.serial {
+            serial.finish(self.patience);
         }
+        // A terminal can make it wait in a write although it was ready: it is interrupted until it
+        // sees that nothing is left to do.
+        while !thread.is_finished() {
+            kick::interrupt(&thread);
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        let _ = thread.join();
     }
 }
 
@@ -363,13 +372,17 @@ enum Wakeup {
 }
 
 /// Waits for the guest's end or for being told to stop.
-fn wait(ended: &EventFd, stop: &EventFd, hang_up: Option<&OwnedFd>) -> Result<Wakeup, KvmError> {
+fn wait(
+    ended: &EventFd,
+    stop: &EventFd,
+    hang_up: Option<BorrowedFd<'_>>,
+) -> Result<Wakeup, KvmError> {
     loop {
         let (ended, stop) = (borrow_fd(ended), borrow_fd(stop));
         let mut fds = vec![PollFd::from_borrowed_fd(ended, PollFlags::IN)];
         fds.push(PollFd::from_borrowed_fd(stop, PollFlags::IN));
         // POLLHUP is reported unasked; POLLIN would also tell of data, which nobody sends.
-        fds.extend(hang_up.map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::RDHUP)));
+        fds.extend(hang_up.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)));
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(KvmError::host("wait for the guest")(e)),
@@ -381,24 +394,6 @@ fn wait(ended: &EventFd, stop: &EventFd, hang_up: Option<&OwnedFd>) -> Result<Wa
             return Ok(Wakeup::Stopped);
         }
     }
-}
-
-fn spawn_pump(pump: Pump) -> Result<JoinHandle<()>, KvmError> {
-    kick::install_handler()?;
-    std::thread::Builder::new()
-        .name("serial".into())
-        .spawn(|| pump.run())
-        .map_err(KvmError::host("start the serial port's thread"))
-}
-
-/// Waits for a pump that was told to finish. A terminal can make it wait in a write although it was
-/// ready: it is interrupted until it sees that nothing is left to do.
-fn end_pump(pump: JoinHandle<()>) {
-    while !pump.is_finished() {
-        kick::interrupt(&pump);
-        std::thread::sleep(Duration::from_micros(200));
-    }
-    let _ = pump.join();
 }
 
 fn check(kvm: &Kvm) -> Result<(), KvmError> {

@@ -3,7 +3,7 @@
 mod image;
 
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::*;
 use crate::config::{Entry, GuestEnd};
@@ -135,9 +135,8 @@ fn a_guest_that_never_ends_is_stopped() {
 fn a_monitor_that_hangs_up_stops_its_guest() {
     let (monitor, control) = std::os::unix::net::UnixStream::pair().unwrap();
     let mut machine = machine(2);
-    machine.stop_on_hang_up(control.into());
     machine.boot(kernel(&Image::new(&FOR_EVER), Entry::Linux64)).unwrap();
-    let running = std::thread::spawn(|| machine.run());
+    let running = std::thread::spawn(move || machine.run_until_hang_up(control.as_fd()));
     drop(monitor);
     assert!(matches!(running.join().unwrap(), Err(KvmError::Stopped)));
 }

@@ -56,6 +56,7 @@ pub const KVM: &[u32] = &[
     writes::<kvm::kvm_regs>(KVMIO, 0x82),                    // SET_REGS
     reads::<kvm::kvm_sregs>(KVMIO, 0x83),                    // GET_SREGS
     writes::<kvm::kvm_sregs>(KVMIO, 0x84),                   // SET_SREGS
+    exchanges::<kvm::kvm_translation>(KVMIO, 0x85),          // TRANSLATE
     exchanges::<kvm::kvm_msrs>(KVMIO, 0x88),                 // GET_MSRS
     writes::<kvm::kvm_msrs>(KVMIO, 0x89),                    // SET_MSRS
     reads::<kvm::kvm_fpu>(KVMIO, 0x8c),                      // GET_FPU

@@ -18,35 +18,18 @@ use driver::Driver;
 const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
-/// A worker's thread, ended when dropped.
-struct Thread(WorkerHandle, Option<std::thread::JoinHandle<()>>);
-
-impl Thread {
-    fn start() -> Self {
-        let worker = Worker::new().unwrap();
-        Self(worker.handle(), Some(std::thread::spawn(|| worker.run())))
-    }
-}
-
-impl Drop for Thread {
-    fn drop(&mut self) {
-        self.0.stop();
-        self.1.take().unwrap().join().unwrap();
-    }
-}
-
 fn memory() -> GuestMemory {
     crate::memory::allocate(1).unwrap()
 }
 
-fn window(device: impl VirtioDevice + 'static, thread: &Thread, memory: &GuestMemory) -> Driver {
-    let backend = LocalBackend::new(Box::new(device), thread.0.clone());
+fn window(device: impl VirtioDevice + 'static, thread: &Worker, memory: &GuestMemory) -> Driver {
+    let backend = LocalBackend::new(Box::new(device), thread.handle());
     Driver(MmioTransport::new(Box::new(backend), memory.clone()).unwrap())
 }
 
 #[test]
 fn a_device_says_what_it_is() {
-    let thread = Thread::start();
+    let thread = Worker::new("test");
     let driver = &mut window(Rng::new(), &thread, &memory());
     assert_eq!(driver.read(Register::MagicValue), 0x7472_6976);
     assert_eq!(driver.read(Register::Version), 2);
@@ -59,7 +42,7 @@ fn a_device_says_what_it_is() {
 
 #[test]
 fn a_request_is_answered_with_an_interrupt() {
-    let thread = Thread::start();
+    let thread = Worker::new("test");
     let memory = memory();
     let driver = &mut window(Rng::new(), &thread, &memory);
     let mut ring = Ring::new(&memory, 0x1000, 16);
@@ -83,7 +66,7 @@ fn a_request_is_answered_with_an_interrupt() {
 
 #[test]
 fn a_reset_device_starts_over() {
-    let thread = Thread::start();
+    let thread = Worker::new("test");
     let memory = memory();
     let driver = &mut window(Rng::new(), &thread, &memory);
     for _ in 0..3 {
@@ -108,7 +91,7 @@ fn memory_is_cleared(memory: &GuestMemory) {
 
 #[test]
 fn features_are_negotiated_by_the_rules() {
-    let thread = Thread::start();
+    let thread = Worker::new("test");
     let driver = &mut window(Rng::new(), &thread, &memory());
     assert_eq!(driver.offered_features() & EVENT_IDX, EVENT_IDX);
     // None at all, one without VERSION_1, one that was not offered.
@@ -126,7 +109,7 @@ fn features_are_negotiated_by_the_rules() {
 
 #[test]
 fn status_bits_come_in_order_and_only_a_reset_clears_them() {
-    let thread = Thread::start();
+    let thread = Worker::new("test");
     let driver = &mut window(Rng::new(), &thread, &memory());
     driver.write(Register::Status, device_status::DRIVER);
     assert_eq!(driver.read(Register::Status), 0);
@@ -140,7 +123,7 @@ fn status_bits_come_in_order_and_only_a_reset_clears_them() {
 
 #[test]
 fn queues_that_are_none_are_refused() {
-    let thread = Thread::start();
+    let thread = Worker::new("test");
     let driver = &mut window(Rng::new(), &thread, &memory());
     let good = [0x1000, 0x2000, 0x3000];
     let end = 1 << 20;
@@ -168,7 +151,7 @@ fn queues_that_are_none_are_refused() {
 
 #[test]
 fn a_queue_is_set_up_between_negotiation_and_use_only() {
-    let thread = Thread::start();
+    let thread = Worker::new("test");
     let driver = &mut window(Rng::new(), &thread, &memory());
     driver.write(Register::QueueSel, 0);
     driver.set_up_queue(0, 16, [0x1000, 0x2000, 0x3000]);
@@ -219,7 +202,7 @@ impl VirtioDevice for Slow {
 
 #[test]
 fn a_reset_in_mid_flight_waits_for_the_device() {
-    let thread = Thread::start();
+    let thread = Worker::new("test");
     let memory = memory();
     let (at_work, is_at_work) = mpsc::channel();
     let (let_go_on, go_on) = mpsc::channel();
@@ -246,7 +229,7 @@ fn a_reset_in_mid_flight_waits_for_the_device() {
 
 #[test]
 fn a_broken_driver_is_told_to_reset_and_can() {
-    let thread = Thread::start();
+    let thread = Worker::new("test");
     let memory = memory();
     let driver = &mut window(Rng::new(), &thread, &memory);
     let mut ring = Ring::new(&memory, 0x1000, 16);
@@ -312,7 +295,7 @@ fn a_backend_that_fails_to_start_needs_a_reset() {
 
 #[test]
 fn the_configuration_is_read_at_any_width_and_its_generation_follows_writes() {
-    let thread = Thread::start();
+    let thread = Worker::new("test");
     let (sender, receiver) = (mpsc::channel().0, mpsc::channel().1);
     let device = Slow { at_work: sender.clone(), go_on: receiver, resets: sender };
     let driver = &mut window(device, &thread, &memory());
@@ -328,7 +311,7 @@ fn the_configuration_is_read_at_any_width_and_its_generation_follows_writes() {
 
 #[test]
 fn registers_have_one_width() {
-    let thread = Thread::start();
+    let thread = Worker::new("test");
     let driver = &mut window(Rng::new(), &thread, &memory());
     let mut data = [0xff; 8];
     driver.0.read(0, &mut data);
@@ -365,7 +348,7 @@ fn accesses() -> impl Strategy<Value = Access> {
 proptest! {
     #[test]
     fn no_register_access_does_harm(accesses in prop::collection::vec(accesses(), 0..200)) {
-        let thread = Thread::start();
+        let thread = Worker::new("test");
         let driver = &mut window(Rng::new(), &thread, &memory());
         for access in accesses {
             match access {

@@ -1,9 +1,11 @@
 //! The thread that serves devices of this process: an event loop that waits for doorbells and for
 //! what the host has for the devices.
 
+use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 
 use event_manager::{
     Error, EventManager, EventOps, EventSet, Events, MutEventSubscriber, RemoteEndpoint,
@@ -15,60 +17,57 @@ use crate::sync::lock;
 use crate::transport::Activation;
 use crate::virtio::{DeviceError, Event, Queues, Used, VirtioDevice};
 
-/// An event loop for any number of devices; [`Worker::run`] is its thread's whole work.
+/// A thread for any number of devices. It begins with the first device that a driver activates, so
+/// that devices which no driver uses cost none, and ends when this is dropped.
 pub struct Worker {
-    events: EventManager<Served>,
-    stop: Arc<AtomicBool>,
+    shared: Arc<Shared>,
 }
 
-/// Talks to a [`Worker`] from other threads.
+/// Gives a [`Worker`] devices to serve.
 #[derive(Clone)]
 pub struct WorkerHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    name: &'static str,
+    running: Mutex<Option<Running>>,
+}
+
+struct Running {
     endpoint: RemoteEndpoint<Served>,
     stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
 }
 
 impl Worker {
-    /// Makes an event loop.
-    ///
-    /// # Errors
-    /// The host is out of file descriptors.
-    pub fn new() -> std::io::Result<Self> {
-        let events = EventManager::new().map_err(std::io::Error::other)?;
-        Ok(Self { events, stop: Arc::default() })
+    /// A worker whose thread will have this name.
+    pub fn new(name: &'static str) -> Self {
+        Self { shared: Arc::new(Shared { name, running: Mutex::new(None) }) }
     }
 
-    /// What other threads talk to it with.
+    /// What backends hand their devices over with.
     pub fn handle(&self) -> WorkerHandle {
-        WorkerHandle { endpoint: self.events.remote_endpoint(), stop: self.stop.clone() }
+        WorkerHandle { shared: self.shared.clone() }
     }
+}
 
-    /// Serves devices until [`WorkerHandle::stop`].
-    pub fn run(mut self) {
-        while !self.stop.load(Ordering::SeqCst) {
-            match self.events.run() {
-                Ok(_) => {}
-                Err(Error::Epoll(e)) if e.errno() == libc::EINTR => {}
-                Err(e) => {
-                    tracing::error!("device thread: {e}");
-                    return;
-                }
-            }
-        }
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let Some(running) = lock(&self.shared.running).take() else { return };
+        running.stop.store(true, Ordering::SeqCst);
+        // The only failure is a counter at its limit, which wakes just as well.
+        let _ = running.endpoint.kick();
+        // A thread that panicked is gone all the same.
+        let _ = running.thread.join();
     }
 }
 
 impl WorkerHandle {
-    /// Makes [`Worker::run`] return when it has served what it is at.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::SeqCst);
-        // The only failure is a counter at its limit, which wakes just as well.
-        let _ = self.endpoint.kick();
-    }
-
     /// Begins to serve a device.
-    pub(super) fn serve(&self, served: Served) -> Result<SubscriberId, std::io::Error> {
-        self.endpoint
+    pub(super) fn serve(&self, served: Served) -> io::Result<SubscriberId> {
+        let endpoint = self.endpoint()?;
+        endpoint
             .call_blocking(|events| {
                 let id = events.add_subscriber(served);
                 match events.subscriber_mut(id)?.failed.take() {
@@ -79,17 +78,47 @@ impl WorkerHandle {
                     }
                 }
             })
-            .map_err(|e: Error| std::io::Error::other(e))
+            .map_err(|e: Error| io::Error::other(e))
     }
 
     /// Stops serving it. When this returns the thread has let go of queues and memory.
     pub(super) fn release(&self, id: SubscriberId) {
-        let released = self.endpoint.call_blocking(move |events| {
-            events.remove_subscriber(id)?;
-            Ok::<(), Error>(())
+        let released = self.endpoint().and_then(|endpoint| {
+            endpoint
+                .call_blocking(move |events| events.remove_subscriber(id).map(drop))
+                .map_err(|e: Error| io::Error::other(e))
         });
         if let Err(e) = released {
             tracing::error!("device thread: {e}");
+        }
+    }
+
+    fn endpoint(&self) -> io::Result<RemoteEndpoint<Served>> {
+        let mut running = lock(&self.shared.running);
+        if let Some(running) = &*running {
+            return Ok(running.endpoint.clone());
+        }
+        let events = EventManager::new().map_err(io::Error::other)?;
+        let endpoint = events.remote_endpoint();
+        let stop = Arc::new(AtomicBool::new(false));
+        let until = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name(self.shared.name.into())
+            .spawn(move || run(events, &until))?;
+        *running = Some(Running { endpoint: endpoint.clone(), stop, thread });
+        Ok(endpoint)
+    }
+}
+
+fn run(mut events: EventManager<Served>, stop: &AtomicBool) {
+    while !stop.load(Ordering::SeqCst) {
+        match events.run() {
+            Ok(_) => {}
+            Err(Error::Epoll(e)) if e.errno() == libc::EINTR => {}
+            Err(e) => {
+                tracing::error!("device thread: {e}");
+                return;
+            }
         }
     }
 }
