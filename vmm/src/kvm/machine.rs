@@ -396,7 +396,7 @@ fn wait(
     }
 }
 
-fn check(kvm: &Kvm) -> Result<(), KvmError> {
+pub(super) fn check(kvm: &Kvm) -> Result<(), KvmError> {
     let version = kvm.get_api_version();
     if version != KVM_API_VERSION as i32 {
         return Err(KvmError::Unsupported(format!(

@@ -18,6 +18,7 @@
 mod boot;
 mod cpuid;
 mod exits;
+mod host;
 mod kick;
 pub mod layout;
 mod machine;
@@ -30,6 +31,7 @@ mod vcpu;
 mod tests;
 
 pub use boot::{BootError, EntryPoint, Kernel};
+pub use host::check_host;
 pub use machine::{DeviceGroup, ExitHook, Machine, Stopper};
 
 /// The most processors that a machine can have.
