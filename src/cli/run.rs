@@ -11,6 +11,7 @@ use kiln_protocol::WindowSize;
 use super::Global;
 use crate::artefacts::Artefacts;
 use crate::bundle::{self, Bundle, Host, Limits, Size};
+use crate::engine;
 use crate::process::Launch;
 use crate::sandbox::client::Client;
 use crate::sandbox::{ContainerConfig, Deadlines, Engine, GuestConfig, MonitorConfig, phases};
@@ -156,11 +157,9 @@ impl Guest {
                 .or(settings.memory_mib),
         };
         let size = Size::decide(asked, &bundle.spec, Host::detect())?;
-        let engine = match choice {
-            EngineChoice::Kvm => Engine::Kvm,
-            EngineChoice::Auto | EngineChoice::Emulated => Engine::Emulated,
-        };
-        Ok(Self { engine, size })
+        let choice = engine::choose(choice, &settings.qemu)?;
+        choice.announce();
+        Ok(Self { engine: choice.engine, size })
     }
 }
 

@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow, bail};
 use kiln_vmm::config::{ConsoleKind, GuestEnd};
 
 use super::{Global, Reported};
+use crate::engine;
 use crate::sandbox::Engine;
 use crate::sandbox::machine::{identity, open_kvm};
 use crate::settings::{EngineChoice, Settings};
@@ -73,7 +74,7 @@ pub fn run(global: &Global, run: VmRun) -> anyhow::Result<ExitCode> {
         },
     };
     let options = global.for_parts();
-    let end = match choose(run.engine.unwrap_or(settings.engine)) {
+    let end = match choose(run.engine.unwrap_or(settings.engine), &settings.qemu)? {
         Engine::Kvm => vm::kvm::run(machine, open_kvm()?, identity()?, &options)?,
         Engine::Emulated => {
             if machine.console == ConsoleKind::Virtio {
@@ -91,11 +92,14 @@ pub fn run(global: &Global, run: VmRun) -> anyhow::Result<ExitCode> {
     status(end)
 }
 
-fn choose(choice: EngineChoice) -> Engine {
-    match choice {
-        EngineChoice::Kvm => Engine::Kvm,
-        EngineChoice::Auto | EngineChoice::Emulated => Engine::Emulated,
+/// Takes kvm by name without asking what it can do: not every guest is Linux.
+fn choose(choice: EngineChoice, qemu: &Path) -> anyhow::Result<Engine> {
+    if choice == EngineChoice::Kvm {
+        return Ok(Engine::Kvm);
     }
+    let choice = engine::choose(choice, qemu)?;
+    choice.announce();
+    Ok(choice.engine)
 }
 
 fn open(option: &str, path: &Path) -> anyhow::Result<File> {

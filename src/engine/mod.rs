@@ -20,6 +20,7 @@ mod findings;
 mod probe;
 pub mod verdict;
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use self::device::DeviceError;
@@ -36,6 +37,17 @@ pub struct Choice {
     pub engine: Engine,
     /// One line for standard error and the sandbox's annotations.
     pub notice: Option<String>,
+}
+
+impl Choice {
+    /// Tells the user what there is to tell.
+    pub fn announce(&self) {
+        if let Some(notice) = &self.notice {
+            tracing::warn!("{notice}");
+            // Standard error that is closed has no reader to miss it.
+            let _ = writeln!(std::io::stderr(), "kiln: {notice}");
+        }
+    }
 }
 
 /// Why no engine can be used.

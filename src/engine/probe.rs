@@ -151,7 +151,7 @@ fn prepare(
     image.write_all(guest.image).and_then(|()| image.rewind()).map_err(host("memory file"))?;
     let kvm = kvm.try_clone().map_err(host("/dev/kvm"))?;
     let jail = machine::identity().map_err(|error| ProbeError::Identity(format!("{error:#}")))?;
-    let mut launch = Launch::verb("vmm");
+    let mut launch = Launch::verb("vmm", &[]);
     let config = MachineConfig {
         id: format!("self-test-{}", guest.name),
         kvm: launch.give(kvm),
