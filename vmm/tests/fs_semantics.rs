@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 
-use fs_guest::{FsProcess, Guest, Mount, program};
+use fs_guest::{FsProcess, Guest, Limits, Mount, program};
 
 /// The names of the checks in `lines` that passed; fails with all that didn't.
 fn passed(lines: &[String], whose: &str) -> Vec<String> {
@@ -43,7 +43,7 @@ fn a_share_behaves_as_a_local_file_system() {
         .map(|(name, read_only)| Mount { source: path(name), read_only });
 
     let program = program(directory.path());
-    let backend = FsProcess::start(directory.path(), &path("rootfs"), &mounts, None);
+    let backend = FsProcess::start(directory.path(), &path("rootfs"), &mounts);
     let guest = Guest::boot(directory.path(), &program, &backend.socket, "check");
     let lines = guest.run(|line| {
         if line == "waiting" {
@@ -104,7 +104,8 @@ fn more_files_than_may_be_open_can_be_walked() {
         }
     }
     let program = program(directory.path());
-    let backend = FsProcess::start(directory.path(), &rootfs, &[], Some(1024));
+    let limits = Limits { open_files: Some(1024), ..Limits::default() };
+    let backend = FsProcess::start_limited(directory.path(), &rootfs, &[], limits);
     let guest = Guest::boot(directory.path(), &program, &backend.socket, "walk");
     let lines = guest.run(|_| {});
     backend.wait();

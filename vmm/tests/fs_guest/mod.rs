@@ -1,6 +1,7 @@
 //! A guest under QEMU's software CPU whose only files are those that an fs backend shares.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+// Each test binary uses its own part.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
@@ -16,6 +17,7 @@ use kiln_vmm::config::{FsConfig, InheritedFd, SharedMount, SharedTree};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// How long a guest may take for all it does before the test gives up on it.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -24,6 +26,14 @@ const PATIENCE: Duration = Duration::from_secs(240);
 pub struct Mount {
     pub source: PathBuf,
     pub read_only: bool,
+}
+
+/// Limits that the process starts with.
+#[derive(Default)]
+pub struct Limits {
+    pub open_files: Option<u64>,
+    /// In bytes.
+    pub file_size: Option<u64>,
 }
 
 /// The fs backend, in a process of its own.
@@ -39,8 +49,18 @@ fn o_path(path: &Path) -> OwnedFd {
 }
 
 impl FsProcess {
-    /// Serves `rootfs` and `mounts` on a socket in `directory`, with at most `files` open files.
-    pub fn start(directory: &Path, rootfs: &Path, mounts: &[Mount], files: Option<u64>) -> Self {
+    /// Serves `rootfs` and `mounts` on a socket in `directory`.
+    pub fn start(directory: &Path, rootfs: &Path, mounts: &[Mount]) -> Self {
+        Self::start_limited(directory, rootfs, mounts, Limits::default())
+    }
+
+    /// Likewise, within limits.
+    pub fn start_limited(
+        directory: &Path,
+        rootfs: &Path,
+        mounts: &[Mount],
+        limits: Limits,
+    ) -> Self {
         assert!(
             nix::unistd::geteuid().is_root(),
             "an fs backend needs root: run this test as root"
@@ -73,7 +93,7 @@ impl FsProcess {
         // by `_exit`; glibc keeps its allocator usable across a fork.
         let pid = match unsafe { fork() }.unwrap() {
             ForkResult::Parent { child } => child,
-            ForkResult::Child => serve(config, control, files),
+            ForkResult::Child => serve(config, control, limits),
         };
         let mut event = [0; 4096];
         let length = rustix::io::read(&control, &mut event).unwrap();
@@ -98,18 +118,20 @@ impl Drop for FsProcess {
     }
 }
 
-fn serve(config: FsConfig, control: OwnedFd, files: Option<u64>) -> ! {
+fn serve(config: FsConfig, control: OwnedFd, limits: Limits) -> ! {
     drop(control);
-    if let Some(files) = files {
-        let limit = rustix::process::Rlimit { current: Some(files), maximum: Some(files) };
-        rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
-        // Else it would be raised again.
-        let _ = capctl::bounding::drop(capctl::Cap::SYS_RESOURCE);
-        let mut own = capctl::CapState::get_current().unwrap();
-        own.permitted.drop(capctl::Cap::SYS_RESOURCE);
-        own.effective.drop(capctl::Cap::SYS_RESOURCE);
-        own.set_current().unwrap();
-    }
+    let limit = |resource, value: Option<u64>| {
+        if value.is_some() {
+            setrlimit(resource, Rlimit { current: value, maximum: value }).unwrap();
+        }
+    };
+    limit(Resource::Nofile, limits.open_files);
+    limit(Resource::Fsize, limits.file_size);
+    // Else they would be raised again.
+    let mut own = capctl::CapState::get_current().unwrap();
+    own.permitted.drop(capctl::Cap::SYS_RESOURCE);
+    own.effective.drop(capctl::Cap::SYS_RESOURCE);
+    own.set_current().unwrap();
     // SAFETY: the descriptors are the parent's, which has a table of its own by now.
     let status = match unsafe { kiln_vmm::virtio::fs::serve(config) } {
         Ok(()) => 0,

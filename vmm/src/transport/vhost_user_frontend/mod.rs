@@ -244,6 +244,3 @@ impl Backend for VhostUserBackend {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -72,6 +72,9 @@ fn system<T>(what: &'static str, result: rustix::io::Result<T>) -> Result<T, Con
 /// # Errors
 /// When a limit can't be set, or is too low to serve anything.
 pub fn limit() -> Result<u64, ConfinementError> {
+    // SAFETY: no handler is installed. A write beyond RLIMIT_FSIZE then fails with EFBIG, instead of
+    // ending the process.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let only = |value| Rlimit { current: Some(value), maximum: Some(value) };
     system("forbid core dumps", setrlimit(Resource::Core, only(0)))?;
     system("limit memory", setrlimit(Resource::Data, only(MAX_DATA)))?;

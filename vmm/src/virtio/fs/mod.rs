@@ -203,19 +203,3 @@ fn announce(control: OwnedFd) -> io::Result<()> {
     let event = serde_json::to_vec(&VmmEvent::Running)?;
     File::from(control).write_all(&event)
 }
-
-/// A device over a directory of the host, for tests: not confined, and so without the tree.
-#[cfg(test)]
-pub(crate) fn test_backend(directory: &std::path::Path) -> FsBackend {
-    FsBackend::new(test_file_system(directory))
-}
-
-#[cfg(test)]
-fn test_file_system(directory: &std::path::Path) -> GuardedFs {
-    let config = PassthroughConfig {
-        root_dir: directory.to_str().unwrap().to_owned(),
-        ..passthrough_config(512)
-    };
-    let fd_directory = File::open("/proc/self/fd").unwrap();
-    GuardedFs::new(PassthroughFs::new(config).unwrap(), fd_directory, 64)
-}
