@@ -31,6 +31,7 @@ const READ: u32 = 15;
 const WRITE: u32 = 16;
 const CREATE: u32 = 35;
 const RENAME2: u32 = 45;
+const TMPFILE: u32 = 51;
 const ROOT: u64 = 1;
 
 /// The largest file that the process may write in these tests, in bytes: a guest could ask it to
@@ -223,77 +224,151 @@ fn buffers_that_are_not_in_memory_are_used_up_without_effect() {
     process.wait();
 }
 
-/// A part of a request's body.
-fn piece() -> impl Strategy<Value = Vec<u8>> {
-    let number = prop_oneof![
-        Just(0u64),
-        1..20u64,
-        Just(u64::MAX),
-        Just(1 << 63),
-        Just(1 << 48 | 2),
-        Just(4096),
-        Just(1 << 20),
-        any::<u64>(),
-    ];
-    let name = prop_oneof![
-        Just(b"file\0".to_vec()),
-        Just(b"dir\0".to_vec()),
-        Just(b"rootfs\0".to_vec()),
-        Just(b"..\0".to_vec()),
-        Just(b"../beside/secret\0".to_vec()),
-        Just(b"user.x\0".to_vec()),
-        Just(b"system.posix_acl_access\0".to_vec()),
-        Just(vec![b'n'; 300]),
-        proptest::collection::vec(any::<u8>(), 0..40),
-    ];
-    prop_oneof![
-        number.clone().prop_map(|number| number.to_le_bytes().to_vec()),
-        number.prop_map(|number| (number as u32).to_le_bytes().to_vec()),
-        name,
-    ]
+/// A number in a request.
+#[derive(Debug, Clone, Copy)]
+enum Number {
+    Raw(u64),
+    /// A node id that the guest knows, by its place in [`Session::nodes`].
+    Node(prop::sample::Index),
+    /// The handle of an open file.
+    Handle,
 }
 
-/// A node id: one of the first that the guest gets to know, in any area, or any at all.
-fn node() -> impl Strategy<Value = u64> {
-    prop_oneof![
-        4 => 1..8u64,
-        1 => (1..8u64).prop_map(|id| id | 1 << 63),
-        1 => (1..8u64, 0..1u64 << 15).prop_map(|(id, area)| id | area << 48),
-        1 => any::<u64>(),
-    ]
+/// What a guest knows after its first few requests.
+struct Session {
+    nodes: Vec<u64>,
+    handle: u64,
 }
 
+impl Session {
+    fn begin(driver: &Driver) -> Self {
+        assert_eq!(error(&driver.request(&init(), 4096)), 0);
+        let mut nodes = vec![ROOT];
+        let mut handle = 0;
+        // What came before may have removed any of these.
+        if let Ok(rootfs) = look_up(driver, ROOT, b"rootfs\0") {
+            nodes.push(rootfs);
+            nodes.extend(look_up(driver, rootfs, b"dir\0"));
+            let flags = libc::O_RDWR | libc::O_CREAT;
+            let mut body = Vec::new();
+            for field in [flags.cast_unsigned(), 0o100_600, 0, 0] {
+                body.extend(field.to_le_bytes());
+            }
+            let nameless = driver.request(&request(TMPFILE, 2, rootfs, &body), 4096);
+            body.extend(b"file\0");
+            let file = driver.request(&request(CREATE, 2, rootfs, &body), 4096);
+            for reply in [nameless, file] {
+                if error(&reply) == 0 {
+                    nodes.push(u64::from_le_bytes(reply[16..24].try_into().unwrap()));
+                    handle = u64::from_le_bytes(reply[144..152].try_into().unwrap());
+                }
+            }
+        }
+        Self { nodes, handle }
+    }
+
+    fn resolve(&self, number: Number) -> u64 {
+        match number {
+            Number::Raw(raw) => raw,
+            Number::Node(index) => *index.get(&self.nodes),
+            Number::Handle => self.handle,
+        }
+    }
+}
+
+/// A request whose numbers are yet to be resolved.
 #[derive(Debug, Clone)]
 struct Hostile {
-    bytes: Vec<u8>,
+    opcode: u32,
+    node: Number,
+    numbers: Vec<Number>,
+    half: Option<u32>,
+    names: Vec<Vec<u8>>,
+    length: Option<u32>,
+    owner: (u32, u32),
     room: u32,
+}
+
+impl Hostile {
+    fn bytes(&self, session: &Session) -> Vec<u8> {
+        let numbers = self.numbers.iter().map(|number| session.resolve(*number));
+        let mut body: Vec<u8> = numbers.flat_map(u64::to_le_bytes).collect();
+        body.extend(self.half.iter().flat_map(|half| half.to_le_bytes()));
+        body.extend(self.names.concat());
+        let mut bytes = request(self.opcode, 9, session.resolve(self.node), &body);
+        if let Some(length) = self.length {
+            bytes[..4].copy_from_slice(&length.to_le_bytes());
+        }
+        bytes[24..28].copy_from_slice(&self.owner.0.to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.owner.1.to_le_bytes());
+        bytes
+    }
+}
+
+fn number() -> impl Strategy<Value = Number> {
+    prop_oneof![
+        4 => Just(Number::Raw(0)),
+        4 => Just(Number::Handle),
+        2 => any::<prop::sample::Index>().prop_map(Number::Node),
+        2 => (1..70_000u64).prop_map(Number::Raw),
+        2 => prop::sample::select(vec![u64::MAX, 1 << 63, (1 << 63) - 1, 1 << 32, 1 << 48 | 2])
+            .prop_map(Number::Raw),
+        1 => any::<u64>().prop_map(Number::Raw),
+    ]
+}
+
+fn name() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![
+        3 => Just(b"file\0".to_vec()),
+        1 => Just(b"dir\0".to_vec()),
+        1 => Just(b"..\0".to_vec()),
+        1 => Just(b"../escaped\0".to_vec()),
+        1 => Just(b"../../beside/secret\0".to_vec()),
+        1 => Just(b"user.x\0".to_vec()),
+        1 => Just(b"system.posix_acl_access\0".to_vec()),
+        1 => Just(vec![b'n'; 300]),
+        1 => proptest::collection::vec(any::<u8>(), 0..40),
+    ]
+}
+
+fn owner() -> impl Strategy<Value = u32> {
+    prop_oneof![4 => Just(0u32), 1 => Just(1000), 1 => any::<u32>()]
 }
 
 fn hostile() -> impl Strategy<Value = Hostile> {
     // FUSE_INIT (26) and FUSE_DESTROY (38) would take the nodes away that others are to find.
     let opcode = prop_oneof![
-        9 => (0..54u32).prop_filter("keeps the session", |opcode| ![26, 38].contains(opcode)),
+        19 => (0..54u32).prop_filter("keeps the session", |opcode| ![26, 38].contains(opcode)),
         1 => any::<u32>(),
     ];
-    let body = proptest::collection::vec(piece(), 0..8).prop_map(|pieces| pieces.concat());
-    let length = prop_oneof![8 => Just(None), 1 => any::<u32>().prop_map(Some), 1 => (0..100u32).prop_map(Some)];
+    // A node id: one that is known, likewise in another area, or any at all.
+    let node = prop_oneof![
+        8 => any::<prop::sample::Index>().prop_map(Number::Node),
+        1 => (1..8u64, 0..1u64 << 15).prop_map(|(id, area)| Number::Raw(id | area << 48)),
+        1 => any::<u64>().prop_map(Number::Raw),
+    ];
+    let numbers = proptest::collection::vec(number(), 0..8);
+    let half = proptest::option::weighted(0.2, any::<u32>());
+    let names = proptest::collection::vec(name(), 0..3);
+    let length = prop_oneof![
+        18 => Just(None),
+        1 => any::<u32>().prop_map(Some),
+        1 => (0..100u32).prop_map(Some)
+    ];
     let room = prop_oneof![6 => Just(8192u32), 1 => 0..200u32];
-    (opcode, node(), body, length, room, owner(), owner()).prop_map(
-        |(opcode, node, body, length, room, user, group)| {
-            let mut bytes = request(opcode, 9, node, &body);
-            if let Some(length) = length {
-                bytes[..4].copy_from_slice(&length.to_le_bytes());
-            }
-            bytes[24..28].copy_from_slice(&user.to_le_bytes());
-            bytes[28..32].copy_from_slice(&group.to_le_bytes());
-            Hostile { bytes, room }
+    let owner = (owner(), owner());
+    (opcode, node, numbers, half, names, length, owner, room).prop_map(
+        |(opcode, node, numbers, half, names, length, owner, room)| Hostile {
+            opcode,
+            node,
+            numbers,
+            half,
+            names,
+            length,
+            owner,
+            room,
         },
     )
-}
-
-/// A user or a group.
-fn owner() -> impl Strategy<Value = u32> {
-    prop_oneof![4 => Just(0u32), 1 => Just(1000), 1 => any::<u32>()]
 }
 
 #[test]
@@ -302,17 +377,12 @@ fn any_bytes_get_an_answer_and_change_nothing_but_the_share() {
     let process = setting.serve();
     let mut backend = connect(&process.socket, || {});
     let driver = Driver::activate(&mut backend);
-    let mut runner = TestRunner::new(Config { cases: 200, ..Config::default() });
+    let mut runner = TestRunner::new(Config { cases: 300, ..Config::default() });
     let requests = proptest::collection::vec(hostile(), 1..60);
     let outcome = runner.run(&requests, |requests| {
-        // Makes the first node ids those of the share.
-        prop_assert_eq!(error(&driver.request(&init(), 4096)), 0);
-        if let Ok(rootfs) = look_up(&driver, ROOT, b"rootfs\0") {
-            let _ = look_up(&driver, rootfs, b"file\0");
-            let _ = look_up(&driver, rootfs, b"dir\0");
-        }
-        for Hostile { bytes, room } in &requests {
-            let reply = driver.request(bytes, *room);
+        let session = Session::begin(&driver);
+        for hostile in &requests {
+            let reply = driver.request(&hostile.bytes(&session), hostile.room);
             if reply.is_empty() {
                 continue;
             }
