@@ -199,6 +199,7 @@ pub struct Guest {
 impl Guest {
     /// Boots a guest that does `task` in what is shared on `socket`.
     pub fn boot(directory: &Path, program: &Path, socket: &Path, task: &str) -> Self {
+        let queues = if task.ends_with("one-queue") { 1 } else { 2 };
         let mut qemu = Command::new("qemu-system-x86_64");
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-m", "512", "-smp", "2"])
             .args(["-M", "microvm,rtc=off,acpi=off,memory-backend=mem"])
@@ -212,7 +213,8 @@ impl Guest {
             .arg(format!("console=ttyS0 panic=-1 reboot=t quiet kiln.task={task}"))
             .arg("-chardev")
             .arg(format!("socket,id=fs,path={}", socket.display()))
-            .args(["-device", "vhost-user-fs-device,chardev=fs,tag=kiln,num-request-queues=2"])
+            .arg("-device")
+            .arg(format!("vhost-user-fs-device,chardev=fs,tag=kiln,num-request-queues={queues}"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         let mut qemu = qemu.spawn().expect("qemu-system-x86_64 is needed: install it");

@@ -1,0 +1,455 @@
+//! The guarded file system as the library's server sees it: each operation checked, sent to whoever
+//! serves the file, and its answer turned into the guest's numbers.
+
+use std::ffi::CStr;
+use std::io;
+use std::time::Duration;
+
+use virtiofsd::filesystem::{
+    Context, Entry, Extensions, FileSystem, FsOptions, GetxattrReply, ListxattrReply, OpenOptions,
+    SetattrValid, SetxattrFlags, ZeroCopyReader, ZeroCopyWriter,
+};
+use virtiofsd::fuse::{Attr, SetattrIn};
+
+use super::area::{Entries, Known, known};
+use super::checks::{OPEN_FLAGS, entry_name, errno, file_range, open_flags};
+use super::nameless::{NAMELESS_BIT, Route};
+use super::{GuardedFs, Handle, Node};
+
+impl FileSystem for GuardedFs {
+    type Inode = Node;
+    type Handle = Handle;
+    type DirIter = Entries;
+
+    fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
+        self.nameless.clear();
+        self.inner.init(capable)
+    }
+
+    fn destroy(&self) {
+        self.nameless.clear();
+        self.inner.destroy();
+    }
+
+    fn lookup(&self, ctx: Context, parent: Node, name: &CStr) -> io::Result<Entry> {
+        entry_name(name)?;
+        let parent = known(parent);
+        let entry = self.inner.lookup(ctx, parent.id, name)?;
+        Ok(self.adopt(ctx, parent, name, entry))
+    }
+
+    fn forget(&self, ctx: Context, node: Node, count: u64) {
+        if node & NAMELESS_BIT == 0 {
+            self.inner.forget(ctx, known(node).id, count);
+        } else if let Some(id) = self.nameless.forget(node, count) {
+            self.inner.forget(ctx, id, 1);
+        }
+    }
+
+    fn batch_forget(&self, ctx: Context, requests: Vec<(Node, u64)>) {
+        let (nameless, mut library): (Vec<_>, Vec<_>) =
+            requests.into_iter().partition(|(node, _)| node & NAMELESS_BIT != 0);
+        for (node, count) in nameless {
+            self.forget(ctx, node, count);
+        }
+        for (node, _) in &mut library {
+            *node = known(*node).id;
+        }
+        self.inner.batch_forget(ctx, library);
+    }
+
+    fn getattr(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: Option<Handle>,
+    ) -> io::Result<(Attr, Duration)> {
+        match self.route(node, handle)? {
+            Route::Nameless(file) => Ok((file.attributes()?, file.timeout())),
+            Route::Library(known) => {
+                let (attr, _) = self.inner.getattr(ctx, known.id, handle)?;
+                Ok((known.attributes(attr), known.timeout()))
+            }
+        }
+    }
+
+    fn setattr(
+        &self,
+        ctx: Context,
+        node: Node,
+        attr: SetattrIn,
+        handle: Option<Handle>,
+        valid: SetattrValid,
+    ) -> io::Result<(Attr, Duration)> {
+        if valid.contains(SetattrValid::SIZE) {
+            file_range(attr.size, 0)?;
+        }
+        match self.route(node, handle)? {
+            Route::Nameless(file) => {
+                file.set_attributes(&attr, valid)?;
+                Ok((file.attributes()?, file.timeout()))
+            }
+            Route::Library(known) => {
+                let (attr, _) = self.inner.setattr(ctx, known.id, attr, handle, valid)?;
+                Ok((known.attributes(attr), known.timeout()))
+            }
+        }
+    }
+
+    fn readlink(&self, ctx: Context, node: Node) -> io::Result<Vec<u8>> {
+        self.inner.readlink(ctx, known(node).id)
+    }
+
+    fn symlink(
+        &self,
+        ctx: Context,
+        target: &CStr,
+        parent: Node,
+        name: &CStr,
+        extensions: Extensions,
+    ) -> io::Result<Entry> {
+        entry_name(name)?;
+        let parent = known(parent);
+        let entry = self.inner.symlink(ctx, target, parent.id, name, extensions)?;
+        Ok(self.adopt(ctx, parent, name, entry))
+    }
+
+    fn mknod(
+        &self,
+        ctx: Context,
+        parent: Node,
+        name: &CStr,
+        mode: u32,
+        rdev: u32,
+        umask: u32,
+        extensions: Extensions,
+    ) -> io::Result<Entry> {
+        entry_name(name)?;
+        let parent = known(parent);
+        let entry = self.inner.mknod(ctx, parent.id, name, mode, rdev, umask, extensions)?;
+        Ok(self.adopt(ctx, parent, name, entry))
+    }
+
+    fn mkdir(
+        &self,
+        ctx: Context,
+        parent: Node,
+        name: &CStr,
+        mode: u32,
+        umask: u32,
+        extensions: Extensions,
+    ) -> io::Result<Entry> {
+        entry_name(name)?;
+        let parent = known(parent);
+        let entry = self.inner.mkdir(ctx, parent.id, name, mode, umask, extensions)?;
+        Ok(self.adopt(ctx, parent, name, entry))
+    }
+
+    fn unlink(&self, ctx: Context, parent: Node, name: &CStr) -> io::Result<()> {
+        entry_name(name)?;
+        self.inner.unlink(ctx, known(parent).id, name)
+    }
+
+    fn rmdir(&self, ctx: Context, parent: Node, name: &CStr) -> io::Result<()> {
+        entry_name(name)?;
+        self.inner.rmdir(ctx, known(parent).id, name)
+    }
+
+    fn rename(
+        &self,
+        ctx: Context,
+        old_parent: Node,
+        old_name: &CStr,
+        new_parent: Node,
+        new_name: &CStr,
+        flags: u32,
+    ) -> io::Result<()> {
+        entry_name(old_name)?;
+        entry_name(new_name)?;
+        let (old, new) = (known(old_parent).id, known(new_parent).id);
+        self.inner.rename(ctx, old, old_name, new, new_name, flags)
+    }
+
+    fn link(&self, ctx: Context, node: Node, parent: Node, name: &CStr) -> io::Result<Entry> {
+        entry_name(name)?;
+        let parent = known(parent);
+        match self.nameless.route(node)? {
+            Route::Nameless(file) => self.name(ctx, node, &file, parent, name),
+            Route::Library(known) => {
+                let entry = self.inner.link(ctx, known.id, parent.id, name)?;
+                Ok(self.adopt(ctx, parent, name, entry))
+            }
+        }
+    }
+
+    fn open(
+        &self,
+        ctx: Context,
+        node: Node,
+        kill_priv: bool,
+        flags: u32,
+    ) -> io::Result<(Option<Handle>, OpenOptions)> {
+        let flags = open_flags(flags, OPEN_FLAGS);
+        match self.nameless.route(node)? {
+            Route::Nameless(file) => {
+                let file = file.reopen(&self.fd_directory, flags)?;
+                let handle = self.nameless.add_handle(node, file)?;
+                Ok((Some(handle), OpenOptions::empty()))
+            }
+            Route::Library(known) => {
+                let (handle, options) = self.inner.open(ctx, known.id, kill_priv, flags)?;
+                Ok((handle, known.open_options(options)))
+            }
+        }
+    }
+
+    fn create(
+        &self,
+        ctx: Context,
+        parent: Node,
+        name: &CStr,
+        mode: u32,
+        kill_priv: bool,
+        flags: u32,
+        umask: u32,
+        extensions: Extensions,
+    ) -> io::Result<(Entry, Option<Handle>, OpenOptions)> {
+        entry_name(name)?;
+        let parent = known(parent);
+        let flags = open_flags(flags, OPEN_FLAGS | libc::O_EXCL);
+        let (entry, handle, options) =
+            self.inner.create(ctx, parent.id, name, mode, kill_priv, flags, umask, extensions)?;
+        let options = known(entry.inode).open_options(options);
+        Ok((entry, handle, options))
+    }
+
+    fn read<W: ZeroCopyWriter>(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: Handle,
+        writer: W,
+        size: u32,
+        offset: u64,
+        lock_owner: Option<u64>,
+        flags: u32,
+    ) -> io::Result<usize> {
+        file_range(offset, size.into())?;
+        match self.nameless.route_open(node, handle)? {
+            Route::Nameless(file) => file.read(writer, size, offset),
+            Route::Library(Known { id, .. }) => {
+                self.inner.read(ctx, id, handle, writer, size, offset, lock_owner, flags)
+            }
+        }
+    }
+
+    fn write<R: ZeroCopyReader>(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: Handle,
+        reader: R,
+        size: u32,
+        offset: u64,
+        lock_owner: Option<u64>,
+        delayed: bool,
+        kill_priv: bool,
+        flags: u32,
+    ) -> io::Result<usize> {
+        file_range(offset, size.into())?;
+        match self.nameless.route_open(node, handle)? {
+            Route::Nameless(file) => {
+                let append = !delayed && flags & libc::O_APPEND as u32 != 0;
+                file.write(reader, size, offset, kill_priv, append)
+            }
+            Route::Library(Known { id, .. }) => self.inner.write(
+                ctx, id, handle, reader, size, offset, lock_owner, delayed, kill_priv, flags,
+            ),
+        }
+    }
+
+    fn flush(&self, ctx: Context, node: Node, handle: Handle, lock_owner: u64) -> io::Result<()> {
+        match self.nameless.route_open(node, handle)? {
+            Route::Nameless(_) => Ok(()),
+            Route::Library(Known { id, .. }) => self.inner.flush(ctx, id, handle, lock_owner),
+        }
+    }
+
+    fn fsync(&self, ctx: Context, node: Node, datasync: bool, handle: Handle) -> io::Result<()> {
+        match self.nameless.route_open(node, handle)? {
+            Route::Nameless(file) => file.sync(datasync),
+            Route::Library(Known { id, .. }) => self.inner.fsync(ctx, id, datasync, handle),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: Handle,
+        mode: u32,
+        offset: u64,
+        length: u64,
+    ) -> io::Result<()> {
+        file_range(offset, length)?;
+        match self.nameless.route_open(node, handle)? {
+            Route::Nameless(file) => file.allocate(mode, offset, length),
+            Route::Library(Known { id, .. }) => {
+                self.inner.fallocate(ctx, id, handle, mode, offset, length)
+            }
+        }
+    }
+
+    fn release(
+        &self,
+        ctx: Context,
+        node: Node,
+        flags: u32,
+        handle: Handle,
+        flush: bool,
+        flock_release: bool,
+        lock_owner: Option<u64>,
+    ) -> io::Result<()> {
+        match self.nameless.route_open(node, handle)? {
+            Route::Nameless(_) => self.nameless.release(node, handle),
+            Route::Library(Known { id, .. }) => {
+                self.inner.release(ctx, id, flags, handle, flush, flock_release, lock_owner)
+            }
+        }
+    }
+
+    fn statfs(&self, ctx: Context, node: Node) -> io::Result<libc::statvfs64> {
+        match self.nameless.route(node)? {
+            Route::Nameless(file) => file.file_system(),
+            Route::Library(Known { id, .. }) => self.inner.statfs(ctx, id),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        ctx: Context,
+        node: Node,
+        name: &CStr,
+        value: &[u8],
+        flags: u32,
+        extra_flags: SetxattrFlags,
+    ) -> io::Result<()> {
+        match self.nameless.route(node)? {
+            Route::Nameless(file) => file.set_attribute(name, value, flags, extra_flags),
+            Route::Library(Known { id, .. }) => {
+                self.inner.setxattr(ctx, id, name, value, flags, extra_flags)
+            }
+        }
+    }
+
+    fn getxattr(
+        &self,
+        ctx: Context,
+        node: Node,
+        name: &CStr,
+        size: u32,
+    ) -> io::Result<GetxattrReply> {
+        match self.nameless.route(node)? {
+            Route::Nameless(file) => file.attribute(name, size),
+            Route::Library(Known { id, .. }) => self.inner.getxattr(ctx, id, name, size),
+        }
+    }
+
+    fn listxattr(&self, ctx: Context, node: Node, size: u32) -> io::Result<ListxattrReply> {
+        match self.nameless.route(node)? {
+            Route::Nameless(file) => file.attribute_names(size),
+            Route::Library(Known { id, .. }) => self.inner.listxattr(ctx, id, size),
+        }
+    }
+
+    fn removexattr(&self, ctx: Context, node: Node, name: &CStr) -> io::Result<()> {
+        match self.nameless.route(node)? {
+            Route::Nameless(file) => file.remove_attribute(name),
+            Route::Library(Known { id, .. }) => self.inner.removexattr(ctx, id, name),
+        }
+    }
+
+    fn opendir(
+        &self,
+        ctx: Context,
+        node: Node,
+        flags: u32,
+    ) -> io::Result<(Option<Handle>, OpenOptions)> {
+        self.inner.opendir(ctx, known(node).id, open_flags(flags, OPEN_FLAGS))
+    }
+
+    fn readdir(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: Handle,
+        size: u32,
+        offset: u64,
+    ) -> io::Result<Self::DirIter> {
+        let node = known(node);
+        let inner = self.inner.readdir(ctx, node.id, handle, size, offset)?;
+        Ok(Entries { inner, area: node.area })
+    }
+
+    fn fsyncdir(&self, ctx: Context, node: Node, datasync: bool, handle: Handle) -> io::Result<()> {
+        self.inner.fsyncdir(ctx, known(node).id, datasync, handle)
+    }
+
+    fn releasedir(&self, ctx: Context, node: Node, flags: u32, handle: Handle) -> io::Result<()> {
+        self.inner.releasedir(ctx, known(node).id, flags, handle)
+    }
+
+    fn lseek(
+        &self,
+        ctx: Context,
+        node: Node,
+        handle: Handle,
+        offset: u64,
+        whence: u32,
+    ) -> io::Result<u64> {
+        match self.nameless.route_open(node, handle)? {
+            Route::Nameless(file) => file.seek(offset, whence),
+            Route::Library(Known { id, .. }) => self.inner.lseek(ctx, id, handle, offset, whence),
+        }
+    }
+
+    fn copyfilerange(
+        &self,
+        ctx: Context,
+        source: Node,
+        source_handle: Handle,
+        source_offset: u64,
+        target: Node,
+        target_handle: Handle,
+        target_offset: u64,
+        length: u64,
+        flags: u64,
+    ) -> io::Result<usize> {
+        file_range(source_offset, length)?;
+        file_range(target_offset, length)?;
+        let source = self.nameless.route_open(source, source_handle)?;
+        let target = self.nameless.route_open(target, target_handle)?;
+        let (Route::Library(source), Route::Library(target)) = (source, target) else {
+            // The guest's kernel then copies by itself.
+            return Err(errno(libc::EXDEV));
+        };
+        self.inner.copyfilerange(
+            ctx,
+            source.id,
+            source_handle,
+            source_offset,
+            target.id,
+            target_handle,
+            target_offset,
+            length,
+            flags,
+        )
+    }
+
+    fn syncfs(&self, ctx: Context, node: Node) -> io::Result<()> {
+        match self.nameless.route(node)? {
+            Route::Nameless(file) => file.sync(false),
+            Route::Library(Known { id, .. }) => self.inner.syncfs(ctx, id),
+        }
+    }
+}
