@@ -63,6 +63,8 @@ guests! {
     RESET = "reset";
     /// Ends in a triple fault.
     TRIPLE_FAULT = "triple_fault";
+    /// Says `.` with its first instructions and waits, using no CPU, until somebody ends it.
+    IDLE = "idle";
     /// Says `ok spinning` and runs until somebody ends it.
     SPIN = "spin";
 }
