@@ -394,14 +394,23 @@ fn any_bytes_get_an_answer_and_change_nothing_but_the_share() {
         Ok(())
     });
     outcome.unwrap();
-    // It still serves as it should.
-    assert_eq!(error(&driver.request(&init(), 4096)), 0);
-    let rootfs = look_up(&driver, ROOT, b"rootfs\0").unwrap();
-    let made = [0o755u32.to_le_bytes(), [0; 4]].concat();
-    let body = [&made[..], b"after all\0"].concat();
-    assert_eq!(error(&driver.request(&request(MKDIR, 10, rootfs, &body), 4096)), 0);
-    let directory = fs::metadata(setting.path("shared/after all")).unwrap();
-    assert_eq!((directory.uid(), directory.gid(), directory.mode() & 0o7777), (0, 0, 0o755));
+    // It still serves as it should, and its threads are nobody but themselves again. (What requests
+    // have made of the share's own mode and ACLs is theirs.)
+    let fresh = setting.path("beside/fresh");
+    fs::create_dir(&fresh).unwrap();
+    fs::rename(&fresh, setting.path("shared/fresh")).unwrap();
+    for _ in 0..20 {
+        assert_eq!(error(&driver.request(&init(), 4096)), 0);
+        let rootfs = look_up(&driver, ROOT, b"rootfs\0").unwrap();
+        let fresh = look_up(&driver, rootfs, b"fresh\0").unwrap();
+        let made = [0o755u32.to_le_bytes(), [0; 4]].concat();
+        let body = [&made[..], b"after all\0"].concat();
+        assert_eq!(error(&driver.request(&request(MKDIR, 10, fresh, &body), 4096)), 0);
+        let path = setting.path("shared/fresh/after all");
+        let directory = fs::metadata(&path).unwrap();
+        assert_eq!((directory.uid(), directory.gid(), directory.mode() & 0o7777), (0, 0, 0o755));
+        fs::remove_dir(path).unwrap();
+    }
     setting.check();
     backend.reset();
     drop(backend);

@@ -9,19 +9,18 @@
 //! capabilities and user namespaces. A second opinion from the host's kernel could only be wrong, as
 //! it is where a supplementary group owns a volume.
 
-use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, UnshareFlags,
     remove_capability_from_bounding_set, set_capabilities, set_capabilities_secure_bits,
-    set_no_new_privs, unshare_unsafe,
+    unshare_unsafe,
 };
-use seccompiler::{
-    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
-};
+
+use crate::jail::seccomp::{self, Rule, When, allow, allow_when};
+use crate::jail::{JailError, hardening, parent};
 
 /// Memory that the process may allocate, in bytes: what it keeps about the files that the guest
 /// knows grows with their number, at about a kibibyte each. Beyond it the process aborts, and with
@@ -58,9 +57,9 @@ pub enum ConfinementError {
         #[source]
         source: io::Error,
     },
-    /// The seccomp filter.
-    #[error("cannot restrict system calls: {0}")]
-    Filter(String),
+    /// A step that all jails have.
+    #[error(transparent)]
+    Jail(#[from] JailError),
 }
 
 fn system<T>(what: &'static str, result: rustix::io::Result<T>) -> Result<T, ConfinementError> {
@@ -102,12 +101,13 @@ pub fn leave_namespaces() -> Result<(), ConfinementError> {
     system("make network, IPC and UTS namespaces", unsafe { unshare_unsafe(flags) })
 }
 
-/// Drops every capability but those for making files, for good. The calling process must have a
-/// single thread.
+/// Drops every capability but those for making files, and the ways to others, for good; from then on
+/// the process dies with the one that started it, which holds the other end of `control`. The
+/// calling process must have a single thread.
 ///
 /// # Errors
 /// When one of those is missing, or without `CAP_SETPCAP`.
-pub fn drop_capabilities() -> Result<(), ConfinementError> {
+pub fn drop_privileges(control: BorrowedFd<'_>) -> Result<(), ConfinementError> {
     let bits = CapabilitiesSecureBits::NO_SETUID_FIXUP
         | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
         | CapabilitiesSecureBits::NO_ROOT
@@ -129,154 +129,69 @@ pub fn drop_capabilities() -> Result<(), ConfinementError> {
          SETUID, MKNOD and SETFCAP, as root has them",
         set_capabilities(None, sets),
     )?;
-    system("forbid new privileges", set_no_new_privs(true))
+    hardening::apply()?;
+    Ok(parent::die_with_it(Some(control))?)
 }
 
-/// System calls that are always allowed.
-const ALLOWED: &[libc::c_long] = &[
+/// What serving takes besides what every process of a sandbox may do: files by name and whatever is
+/// done to them, the user of a request, and the frontend's connection.
+const SERVING: &[Rule] = &[
     // Files by name.
-    libc::SYS_openat,
-    libc::SYS_openat2,
-    libc::SYS_mkdirat,
-    libc::SYS_mknodat,
-    libc::SYS_symlinkat,
-    libc::SYS_linkat,
-    libc::SYS_unlinkat,
-    libc::SYS_renameat2,
-    libc::SYS_readlinkat,
-    libc::SYS_newfstatat,
-    libc::SYS_statx,
-    libc::SYS_fchmodat,
-    libc::SYS_fchownat,
-    libc::SYS_utimensat,
-    libc::SYS_setxattr,
-    libc::SYS_getxattr,
-    libc::SYS_listxattr,
-    libc::SYS_removexattr,
-    libc::SYS_name_to_handle_at,
-    libc::SYS_open_by_handle_at,
+    allow(libc::SYS_openat),
+    allow(libc::SYS_openat2),
+    allow(libc::SYS_mkdirat),
+    allow(libc::SYS_mknodat),
+    allow(libc::SYS_symlinkat),
+    allow(libc::SYS_linkat),
+    allow(libc::SYS_unlinkat),
+    allow(libc::SYS_renameat2),
+    allow(libc::SYS_readlinkat),
+    allow(libc::SYS_newfstatat),
+    allow(libc::SYS_statx),
+    allow(libc::SYS_fchmodat),
+    allow(libc::SYS_fchownat),
+    allow(libc::SYS_utimensat),
+    allow(libc::SYS_setxattr),
+    allow(libc::SYS_getxattr),
+    allow(libc::SYS_listxattr),
+    allow(libc::SYS_removexattr),
+    allow(libc::SYS_name_to_handle_at),
+    allow(libc::SYS_open_by_handle_at),
     // Open files.
-    libc::SYS_read,
-    libc::SYS_write,
-    libc::SYS_readv,
-    libc::SYS_writev,
-    libc::SYS_preadv,
-    libc::SYS_pwritev,
-    libc::SYS_preadv2,
-    libc::SYS_pwritev2,
-    libc::SYS_lseek,
-    libc::SYS_getdents64,
-    libc::SYS_fstat,
-    libc::SYS_fstatfs,
-    libc::SYS_ftruncate,
-    libc::SYS_fallocate,
-    libc::SYS_copy_file_range,
-    libc::SYS_fsync,
-    libc::SYS_fdatasync,
-    libc::SYS_syncfs,
-    libc::SYS_fchmod,
-    libc::SYS_fchown,
-    libc::SYS_fsetxattr,
-    libc::SYS_fgetxattr,
-    libc::SYS_flistxattr,
-    libc::SYS_fremovexattr,
-    libc::SYS_dup,
-    libc::SYS_fcntl,
-    libc::SYS_close,
+    allow(libc::SYS_preadv2),
+    allow(libc::SYS_pwritev2),
+    allow(libc::SYS_getdents64),
+    allow(libc::SYS_fstatfs),
+    allow(libc::SYS_ftruncate),
+    allow(libc::SYS_copy_file_range),
+    allow(libc::SYS_syncfs),
+    allow(libc::SYS_fchmod),
+    allow(libc::SYS_fchown),
+    allow(libc::SYS_fsetxattr),
+    allow(libc::SYS_fgetxattr),
+    allow(libc::SYS_flistxattr),
+    allow(libc::SYS_fremovexattr),
     // Who a request is served as.
-    libc::SYS_setresuid,
-    libc::SYS_setresgid,
-    libc::SYS_setgroups,
-    libc::SYS_geteuid,
-    libc::SYS_getegid,
-    libc::SYS_capget,
-    libc::SYS_capset,
-    libc::SYS_umask,
-    libc::SYS_fchdir,
-    // vhost-user and events.
-    libc::SYS_accept4,
-    libc::SYS_recvmsg,
-    libc::SYS_sendmsg,
-    libc::SYS_recvfrom,
-    libc::SYS_sendto,
-    libc::SYS_shutdown,
-    libc::SYS_epoll_ctl,
-    libc::SYS_epoll_wait,
-    libc::SYS_epoll_pwait,
-    libc::SYS_poll,
-    libc::SYS_ppoll,
-    libc::SYS_eventfd2,
-    // Memory, threads and time.
-    libc::SYS_brk,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_madvise,
-    libc::SYS_futex,
-    libc::SYS_clone3,
-    libc::SYS_set_robust_list,
-    libc::SYS_rseq,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_sigaltstack,
-    libc::SYS_sched_getaffinity,
-    libc::SYS_sched_yield,
-    libc::SYS_gettid,
-    libc::SYS_getpid,
-    libc::SYS_tgkill,
-    libc::SYS_clock_gettime,
-    libc::SYS_clock_nanosleep,
-    libc::SYS_restart_syscall,
-    libc::SYS_getrandom,
-    libc::SYS_exit,
-    libc::SYS_exit_group,
+    allow(libc::SYS_setresuid),
+    allow(libc::SYS_setresgid),
+    allow(libc::SYS_setgroups),
+    allow(libc::SYS_geteuid),
+    allow(libc::SYS_getegid),
+    allow(libc::SYS_capget),
+    allow(libc::SYS_capset),
+    allow(libc::SYS_umask),
+    allow(libc::SYS_fchdir),
+    allow_when(libc::SYS_unshare, &[When::Is(0, libc::CLONE_FS as u32)]),
+    // The frontend.
+    allow(libc::SYS_accept4),
 ];
 
-/// What `pthread_create` passes to `clone`.
-const THREAD_FLAGS: u64 = (libc::CLONE_VM
-    | libc::CLONE_FS
-    | libc::CLONE_FILES
-    | libc::CLONE_SIGHAND
-    | libc::CLONE_THREAD
-    | libc::CLONE_SYSVSEM
-    | libc::CLONE_SETTLS
-    | libc::CLONE_PARENT_SETTID
-    | libc::CLONE_CHILD_CLEARTID) as u64;
-
-fn argument(index: u8, operator: SeccompCmpOp, value: u64) -> Result<Vec<SeccompRule>, String> {
-    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Qword, operator, value);
-    let rule = condition.and_then(|condition| SeccompRule::new(vec![condition]));
-    Ok(vec![rule.map_err(|error| error.to_string())?])
-}
-
-fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, String> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().map(|number| (*number, Vec::new())).collect();
-    let not_executable = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
-    rules.insert(libc::SYS_mmap, argument(2, not_executable.clone(), 0)?);
-    rules.insert(libc::SYS_mprotect, argument(2, not_executable, 0)?);
-    rules.insert(libc::SYS_clone, argument(0, SeccompCmpOp::Eq, THREAD_FLAGS)?);
-    rules.insert(libc::SYS_unshare, argument(0, SeccompCmpOp::Eq, libc::CLONE_FS as u64)?);
-    rules.insert(libc::SYS_prctl, argument(0, SeccompCmpOp::Eq, libc::PR_SET_NAME as u64)?);
-    Ok(rules)
-}
-
-/// Restricts all threads of the process to the system calls that serving takes. Any other ends the
-/// process with `SIGSYS`.
+/// Restricts all threads of the process to the system calls that serving takes. Any other is
+/// reported on `control`, which stays open, and ends the process.
 ///
 /// # Errors
 /// When the filter can't be installed.
-pub fn restrict_system_calls() -> Result<(), ConfinementError> {
-    let install = |rules, otherwise, matched| -> Result<(), String> {
-        let filter = SeccompFilter::new(rules, otherwise, matched, TargetArch::x86_64);
-        let program = filter.and_then(seccompiler::BpfProgram::try_from);
-        let program = program.map_err(|error| error.to_string())?;
-        seccompiler::apply_filter_all_threads(&program).map_err(|error| error.to_string())
-    };
-    // glibc falls back to `clone`, whose flags a filter can see.
-    let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    let absent = SeccompAction::Errno(libc::ENOSYS as u32);
-    let installed = install(clone3, SeccompAction::Allow, absent)
-        .and_then(|()| install(rules()?, SeccompAction::KillProcess, SeccompAction::Allow));
-    installed.map_err(ConfinementError::Filter)
+pub fn restrict_system_calls(control: BorrowedFd<'_>) -> Result<(), ConfinementError> {
+    seccomp::violation::report_to("fs", control);
+    Ok(seccomp::install(&[seccomp::CORE, seccomp::DESCRIPTOR_IO, seccomp::SOCKETS, SERVING])?)
 }

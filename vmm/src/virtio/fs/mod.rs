@@ -37,8 +37,7 @@ mod guarded;
 mod request;
 mod tree;
 
-use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -52,6 +51,7 @@ use virtiofsd::passthrough::{
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::config::{FsConfig, VmmEvent};
+use crate::jail::descriptors;
 use backend::FsBackend;
 use guarded::GuardedFs;
 use tree::{Place, ProcFiles, Share, ShareOptions};
@@ -90,6 +90,7 @@ pub enum FsError {
 /// # Safety
 /// As for [`InheritedFd::take`](crate::config::InheritedFd::take), for every descriptor in `config`.
 pub unsafe fn serve(config: FsConfig) -> Result<(), FsError> {
+    keep_only_configured(&config)?;
     // SAFETY: the caller's promise; likewise below, where each is taken once.
     let control = unsafe { config.control.take() };
     // SAFETY: as above.
@@ -101,7 +102,7 @@ pub unsafe fn serve(config: FsConfig) -> Result<(), FsError> {
     confinement::leave_namespaces()?;
     let proc_files = tree::enter(&shares)?;
     drop(shares);
-    confinement::drop_capabilities()?;
+    confinement::drop_privileges(control.as_fd())?;
 
     let file_system = file_system(proc_files, file_limit).map_err(FsError::Passthrough)?;
     let backend = Arc::new(FsBackend::new(file_system));
@@ -109,8 +110,8 @@ pub unsafe fn serve(config: FsConfig) -> Result<(), FsError> {
     let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)
         .map_err(|error| FsError::VhostUser(error.to_string()))?;
     end_with(control.try_clone().map_err(FsError::Control)?)?;
-    confinement::restrict_system_calls()?;
-    announce(control).map_err(FsError::Control)?;
+    confinement::restrict_system_calls(control.as_fd())?;
+    announce(&control).map_err(FsError::Control)?;
 
     let mut listener = Listener::from(socket);
     daemon.start(&mut listener).map_err(|error| FsError::VhostUser(error.to_string()))?;
@@ -199,7 +200,16 @@ fn end_with(control: OwnedFd) -> Result<(), FsError> {
     thread.map(drop).map_err(FsError::Control)
 }
 
-fn announce(control: OwnedFd) -> io::Result<()> {
+fn announce(control: &OwnedFd) -> io::Result<()> {
     let event = serde_json::to_vec(&VmmEvent::Running)?;
-    File::from(control).write_all(&event)
+    rustix::io::write(control, &event)?;
+    Ok(())
+}
+
+/// Closes every descriptor that neither the configuration nor the log needs.
+fn keep_only_configured(config: &FsConfig) -> Result<(), FsError> {
+    let mut kept = vec![libc::STDERR_FILENO, config.control.0, config.socket.0];
+    kept.push(config.rootfs.source.0);
+    kept.extend(config.mounts.iter().map(|mount| mount.source.0));
+    descriptors::keep_only(&kept).map_err(|error| FsError::Confinement(error.into()))
 }
