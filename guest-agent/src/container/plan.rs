@@ -104,3 +104,121 @@ fn refuse_in_linux(linux: &Linux) -> Result<(), Failure> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kiln_protocol::BindMount;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    fn config() -> Value {
+        json!({
+            "ociVersion": "1.2.0",
+            "process": {
+                "args": ["/bin/true"], "cwd": "/", "env": ["A=b"],
+                "user": {"uid": 0, "gid": 0, "additionalGids": [1], "umask": 18},
+                "capabilities": {"bounding": ["CAP_KILL"]},
+                "rlimits": [{"type": "RLIMIT_CPU", "soft": 1, "hard": 2}],
+                "scheduler": {"policy": "SCHED_RR", "priority": 1},
+                "ioPriority": {"class": "IOPRIO_CLASS_RT", "priority": 1},
+            },
+            "root": {"path": "rootfs", "readonly": true},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/x", "type": "bind", "source": "/y", "options": ["rbind", "ro"]},
+            ],
+            "linux": {
+                "namespaces": [{"type": "user"}, {"type": "time"}],
+                "uidMappings": [{"containerID": 0, "hostID": 9, "size": 5}],
+                "gidMappings": [{"containerID": 0, "hostID": 9, "size": 5}],
+                "timeOffsets": {"boottime": {"secs": 1, "nanosecs": 2}},
+                "devices": [{"path": "/dev/x", "type": "c", "major": 1, "minor": 3}],
+                "sysctl": {"net.x": "1"},
+                "personality": {"domain": "LINUX"},
+                "resources": {
+                    "memory": {"limit": 1, "swap": 2}, "pids": {"limit": 1},
+                    "cpu": {"shares": 2, "quota": 1, "period": 1, "cpus": "0-1"},
+                    "blockIO": {"weight": 10},
+                },
+                "seccomp": {
+                    "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1,
+                    "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW",
+                        "args": [{"index": 0, "value": 1, "valueTwo": 2, "op": "SCMP_CMP_EQ"}]}],
+                },
+            },
+        })
+    }
+
+    fn plan(config: &Value) -> Result<Plan, Failure> {
+        let create = CreateContainer {
+            container: "c".to_owned(),
+            config: serde_json::value::to_raw_value(config).expect("JSON"),
+            binds: vec![BindMount { mount: 1, is_file: false }],
+            stdio: Stdio::Pipes { stdin: None, stdout: None, stderr: None },
+        };
+        Plan::new(&create, 2)
+    }
+
+    /// Pointers to every value of a document.
+    fn pointers(value: &Value, at: String, all: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                fields.iter().for_each(|(name, value)| pointers(value, format!("{at}/{name}"), all))
+            }
+            Value::Array(items) => items
+                .iter()
+                .enumerate()
+                .for_each(|(index, value)| pointers(value, format!("{at}/{index}"), all)),
+            _ => {}
+        }
+        all.push(at);
+    }
+
+    #[test]
+    fn the_configuration_that_is_spoilt_below_is_a_good_one() {
+        plan(&config()).expect("honoured");
+    }
+
+    #[test]
+    fn terminal_and_stdio_must_agree() {
+        let mut config = config();
+        config["process"]["terminal"] = json!(true);
+        let failure = plan(&config).expect_err("refused");
+        assert!(failure.message.starts_with("process.terminal"), "{}", failure.message);
+    }
+
+    fn spoilers() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".{0,20}".prop_map(Value::from),
+            Just(json!([])),
+            Just(json!({})),
+            Just(json!(["", "\u{0}", "rro", "a=b"])),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn spoilt_configuration_is_refused_or_honoured_without_a_panic(
+            spots in prop::collection::vec((any::<prop::sample::Index>(), spoilers()), 1..4),
+        ) {
+            let mut config = config();
+            for (spot, spoiler) in spots {
+                let mut all = Vec::new();
+                pointers(&config, String::new(), &mut all);
+                if let Some(value) = config.pointer_mut(spot.get::<String>(&all)) {
+                    *value = spoiler;
+                }
+            }
+            if let Err(failure) = plan(&config) {
+                prop_assert_eq!(failure.phase, FailurePhase::Config);
+                prop_assert!(!failure.message.is_empty());
+            }
+        }
+    }
+}

@@ -8,6 +8,7 @@ use std::io;
 use std::path::Path;
 
 use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::process::{Resource, Rlimit};
 
 use super::network;
 use crate::console;
@@ -100,7 +101,14 @@ fn mount_share() -> io::Result<()> {
     Ok(mount(tag, SHARE, "virtiofs", flags, None::<&std::ffi::CStr>)?)
 }
 
+/// Descriptors that containers may open if their configuration doesn't say: the soft and the hard
+/// limit that service managers give, instead of the kernel's 1024 and 4096.
+const DESCRIPTORS: (u64, u64) = (1024, 1 << 20);
+
 /// The kernel never chooses the agent when memory runs out.
 fn protect() -> io::Result<()> {
-    fs::write("/proc/self/oom_score_adj", "-1000")
+    fs::write("/proc/self/oom_score_adj", "-1000")?;
+    let (current, maximum) = (Some(DESCRIPTORS.0), Some(DESCRIPTORS.1));
+    let limit = Rlimit { current, maximum };
+    Ok(rustix::process::setrlimit(Resource::Nofile, limit)?)
 }

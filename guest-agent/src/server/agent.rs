@@ -194,6 +194,9 @@ impl Agent {
             return self.send(&failed(container, failure));
         }
         if let Err(failure) = self.launch(create) {
+            if self.containers.contains_key(container) {
+                return self.on_failed(container, failure);
+            }
             self.streams.cancel(&supplies::tokens(&create.stdio));
             console::say(format_args!("{container}: {failure}"));
             return self.send(&failed(container, failure));
