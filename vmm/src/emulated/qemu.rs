@@ -69,7 +69,10 @@ impl Device {
     fn definition(&self, chardev: &str) -> String {
         match self {
             Self::Fs { tag, .. } => {
-                format!("vhost-user-fs-device,chardev={chardev},tag={}", escaped(tag))
+                let (tag, queues) = (escaped(tag), crate::virtio::fs::QUEUES - 1);
+                format!(
+                    "vhost-user-fs-device,chardev={chardev},tag={tag},num-request-queues={queues}"
+                )
             }
             Self::Vsock { .. } => format!("vhost-user-vsock-device,chardev={chardev}"),
             Self::Block { .. } => format!("vhost-user-blk-device,chardev={chardev}"),
@@ -177,7 +180,10 @@ mod tests {
         assert!(has("-append", "console=ttyS0,115200 quiet"));
         assert!(has("-kernel", "/proc/self/fd/7"));
         assert!(has("-chardev", "socket,id=device0,fd=9"));
-        assert!(has("-device", "vhost-user-fs-device,chardev=device0,tag=a,,b"));
+        assert!(has(
+            "-device",
+            "vhost-user-fs-device,chardev=device0,tag=a,,b,num-request-queues=2"
+        ));
         assert!(has("-device", "vhost-user-vsock-device,chardev=device1"));
         assert!(has("-device", "isa-debug-exit,iobase=0x501,iosize=4"));
     }
