@@ -13,6 +13,9 @@ const THREAD: u32 = (libc::CLONE_VM
     | libc::CLONE_PARENT_SETTID
     | libc::CLONE_CHILD_CLEARTID) as u32;
 
+/// glibc's `SIGSETXID` (sysdeps/unix/sysv/linux/internal-signals.h).
+const SIGSETXID: u32 = 33;
+
 const EXECUTABLE: u32 = libc::PROT_EXEC as u32;
 
 /// What any Rust program with threads needs: memory that isn't executable, threads, time, its end.
@@ -26,6 +29,8 @@ pub const CORE: &[Rule] = &[
     allow(libc::SYS_madvise),
     // Threads.
     allow_when(libc::SYS_clone, &[When::Is(0, THREAD)]),
+    // The C library's own signal, whose action it sets with a process's first thread.
+    allow_when(libc::SYS_rt_sigaction, &[When::Is(0, SIGSETXID)]),
     allow(libc::SYS_set_robust_list),
     allow(libc::SYS_rseq),
     allow(libc::SYS_sigaltstack),
