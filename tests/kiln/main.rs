@@ -1,0 +1,8 @@
+//! The kiln binary from outside: what it refuses, what it runs, and what it leaves behind.
+//!
+//! Tests that run guests need root, QEMU, a static busybox at /bin/busybox, and the guest's kernel
+//! and agent in the folder that `KILN_LIB_DIR` names, or in `out/lib/kiln`.
+
+mod bad_input;
+mod spec;
+mod stage;

@@ -1,0 +1,120 @@
+//! A folder with a bundle and a state directory, and kiln called on them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+/// A folder of one test's own.
+pub struct Stage {
+    dir: tempfile::TempDir,
+}
+
+impl Stage {
+    /// A bundle that runs `args` on a root file system with busybox.
+    pub fn new(args: &[&str]) -> Self {
+        let stage = Self { dir: tempfile::tempdir().expect("temporary directory") };
+        let rootfs = stage.rootfs();
+        for directory in ["bin", "proc", "sys", "dev", "tmp", "etc"] {
+            fs::create_dir_all(rootfs.join(directory)).expect("directory");
+        }
+        let busybox = Path::new("/bin/busybox");
+        if busybox.exists() {
+            fs::copy(busybox, rootfs.join("bin/busybox")).expect("busybox");
+            for applet in ["sh", "true", "cat", "yes", "sleep", "stty", "dd", "head", "id", "ls"] {
+                std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(applet))
+                    .expect("link");
+            }
+        }
+        stage.write_config(&config(args));
+        stage
+    }
+
+    /// The test's folder.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where kiln keeps state.
+    pub fn root(&self) -> PathBuf {
+        self.path().join("state")
+    }
+
+    /// The bundle.
+    pub fn bundle(&self) -> PathBuf {
+        self.path().join("bundle")
+    }
+
+    /// The bundle's root file system.
+    pub fn rootfs(&self) -> PathBuf {
+        self.bundle().join("rootfs")
+    }
+
+    /// Replaces the bundle's config.json.
+    pub fn write_config(&self, config: &Value) {
+        self.write_config_text(&config.to_string());
+    }
+
+    /// Replaces the bundle's config.json with what may be no JSON.
+    pub fn write_config_text(&self, text: &str) {
+        fs::write(self.bundle().join("config.json"), text).expect("config.json");
+    }
+
+    /// Changes the bundle's config.json.
+    pub fn edit(&self, change: impl FnOnce(&mut Value)) {
+        let text = fs::read(self.bundle().join("config.json")).expect("config.json");
+        let mut config = serde_json::from_slice(&text).expect("JSON");
+        change(&mut config);
+        self.write_config(&config);
+    }
+
+    /// `kiln` with this state directory, before any verb.
+    pub fn kiln(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
+        command.arg("--root").arg(self.root());
+        if std::env::var_os("KILN_LIB_DIR").is_none() {
+            let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("out/lib/kiln");
+            command.env("KILN_LIB_DIR", built);
+        }
+        command
+    }
+
+    /// `kiln run` of the bundle under the emulated engine.
+    pub fn run(&self, options: &[&str]) -> Command {
+        let mut command = self.kiln();
+        command.args(["run", "--engine", "emulated", "--bundle"]).arg(self.bundle());
+        command.args(options).arg("test");
+        command
+    }
+
+    /// Whether nothing of a sandbox is left in the state directory.
+    pub fn is_clean(&self) -> bool {
+        fs::read_dir(self.root()).map_or(true, |mut entries| entries.next().is_none())
+    }
+}
+
+/// A configuration that runs `args` without a terminal.
+pub fn config(args: &[&str]) -> Value {
+    json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "args": args,
+            "env": ["PATH=/bin"],
+            "cwd": "/",
+        },
+        "root": {"path": "rootfs"},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
+             "options": ["nosuid", "mode=755"]},
+        ],
+        "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}]},
+    })
+}
+
+/// What a command wrote to standard error.
+pub fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
