@@ -6,11 +6,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
 use kiln_vmm::config::{ConsoleKind, GuestEnd};
+use kiln_vmm::jail::identity;
 
 use super::{Global, Reported};
 use crate::engine;
 use crate::sandbox::Engine;
-use crate::sandbox::machine::{identity, open_kvm};
+use crate::sandbox::machine::open_kvm;
 use crate::settings::{EngineChoice, Settings};
 use crate::vm::{self, Disk, End, Interrupted, Machine};
 
@@ -75,7 +76,7 @@ pub fn run(global: &Global, run: VmRun) -> anyhow::Result<ExitCode> {
     };
     let options = global.for_parts();
     let end = match choose(run.engine.unwrap_or(settings.engine), &settings.qemu)? {
-        Engine::Kvm => vm::kvm::run(machine, open_kvm()?, identity()?, &options)?,
+        Engine::Kvm => vm::kvm::run(machine, open_kvm()?, identity::allocate()?, &options)?,
         Engine::Emulated => {
             if machine.console == ConsoleKind::Virtio {
                 bail!("--console virtio: the emulated engine has a serial console only");
@@ -83,7 +84,7 @@ pub fn run(global: &Global, run: VmRun) -> anyhow::Result<ExitCode> {
             let host = vm::emulated::Host {
                 qemu: &settings.qemu,
                 root: &global.root,
-                jail: identity()?,
+                jail: identity::allocate()?,
                 options: &options,
             };
             vm::emulated::run(machine, &host)?

@@ -16,6 +16,8 @@ use kiln_vmm::config::{
     MachineConfig, ShareConfig, SharedMount, SharedTree, VsockConfig,
 };
 use kiln_vmm::emulated::qemu;
+use kiln_vmm::jail::foreign::{Foreign, PROGRAM_PATHS};
+use kiln_vmm::jail::{identity, sandbox_limits};
 use kiln_vmm::virtio::vsock::broker::Broker;
 
 use super::events::{Sources, second};
@@ -112,7 +114,7 @@ pub struct Parts<'a> {
 /// What is missing on the host, named, with the mend.
 pub fn start(parts: Parts<'_>) -> anyhow::Result<(Machine, Broker)> {
     let mut machine = Machine::default();
-    let jail = identity()?;
+    let jail = identity::allocate()?;
     let (broker, device_broker) = Broker::pair().context("vsock broker")?;
     let share = start_fs(&parts, &mut machine).context("file system process")?;
     let vsock = Vsock { broker: device_broker, jail };
@@ -126,16 +128,6 @@ pub fn start(parts: Parts<'_>) -> anyhow::Result<(Machine, Broker)> {
 struct Vsock {
     broker: OwnedFd,
     jail: JailConfig,
-}
-
-/// A user and group that no other sandbox of this host has now.
-///
-/// # Errors
-/// The host's limits on identities can't be read.
-pub fn identity() -> anyhow::Result<JailConfig> {
-    const FIRST_ID: u32 = 0x7000_0000;
-    let id = FIRST_ID + std::process::id();
-    Ok(JailConfig { uid: id, gid: id })
 }
 
 /// Starts the virtio-fs backend; gives the connection for its frontend.
@@ -282,7 +274,7 @@ fn start_qemu(
     start_devices(&parts, listener, vsock, machine).context("device process")?;
 
     let program = find_program(&parts.guest.qemu)?;
-    let mut launch = Launch::program(program);
+    let mut launch = Launch::program(&program);
     let devices = vec![
         qemu::Device::Fs { tag: SHARE_TAG.to_owned(), socket: launch.give(share) },
         qemu::Device::Vsock { socket: launch.give(connection) },
@@ -303,7 +295,7 @@ fn start_qemu(
     parts.sources.watch_output(Role::Qemu, errors.into())?;
     launch.args(qemu.arguments());
     launch.stdio(Stdio::null(), their_console.into(), their_errors.into());
-    machine.add(Role::Qemu, spawn_qemu(launch, jail)?, parts.sources)?;
+    machine.add(Role::Qemu, spawn_qemu(launch, &program, jail)?, parts.sources)?;
     Ok(())
 }
 
@@ -326,30 +318,14 @@ fn start_devices(
     Ok(())
 }
 
-/// Starts QEMU in its jail.
+/// Starts QEMU, `program`, in its jail.
 ///
 /// # Errors
 /// It can't be jailed, or executed.
-pub fn spawn_qemu(launch: Launch, jail: JailConfig) -> anyhow::Result<Process> {
-    launch.spawn_with(move || confine(jail)).context("QEMU")
-}
-
-/// Takes QEMU's privileges away: identity, capabilities, network, IPC and mounts of the host.
-fn confine(jail: JailConfig) -> io::Result<()> {
-    let checked = |result: libc::c_int| match result {
-        0.. => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    };
-    let namespaces =
-        libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWNS | libc::CLONE_NEWUTS;
-    // SAFETY: system calls on plain numbers and no memory of ours.
-    unsafe {
-        checked(libc::unshare(namespaces))?;
-        checked(libc::setgroups(0, std::ptr::null()))?;
-        checked(libc::setresgid(jail.gid, jail.gid, jail.gid))?;
-        checked(libc::setresuid(jail.uid, jail.uid, jail.uid))?;
-        checked(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
-    }
+pub fn spawn_qemu(launch: Launch, program: &Path, jail: JailConfig) -> anyhow::Result<Process> {
+    let shown = PROGRAM_PATHS.iter().map(Path::new).chain([program]);
+    let jail = Foreign::plan(jail, sandbox_limits(), shown).context("jail of QEMU")?;
+    launch.spawn_with(move || jail.enter()).context("QEMU")
 }
 
 /// Finds a program as a shell does.
@@ -363,7 +339,7 @@ pub fn find_program(named: &Path) -> anyhow::Result<PathBuf> {
         _ => vec![named.to_owned()],
     };
     match candidates.into_iter().find(|path| path.is_file()) {
-        Some(path) => Ok(path),
+        Some(path) => path.canonicalize().with_context(|| path.display().to_string()),
         None => bail!(
             "the emulated engine needs QEMU, and {} is not found: install qemu-system-x86, or name \
              it with `qemu` in the configuration file",

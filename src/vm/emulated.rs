@@ -44,7 +44,7 @@ pub fn run(machine: Machine, host: &Host<'_>) -> anyhow::Result<End> {
     let cmdline = machine.cmdline("t");
     let (_devices, sockets) = serve_disks(machine.disks, host).context("device process")?;
 
-    let mut launch = Launch::program(program);
+    let mut launch = Launch::program(&program);
     let kernel = readable_by_all(machine.kernel).context("--kernel")?;
     let initrd = machine.initrd.map(readable_by_all).transpose().context("--initrd")?;
     let qemu = qemu::Machine {
@@ -68,7 +68,7 @@ pub fn run(machine: Machine, host: &Host<'_>) -> anyhow::Result<End> {
     let (errors, their_errors) = io::pipe()?;
     launch.args(qemu.arguments());
     launch.stdio(input, their_output.into(), their_errors.into());
-    let mut process = spawn_qemu(launch, host.jail)?;
+    let mut process = spawn_qemu(launch, &program, host.jail)?;
     let shown = show(output)?;
     let errors = std::thread::spawn(move || collect(errors));
     let keyboard = console.as_ref().map(|console| console.ended.as_fd());

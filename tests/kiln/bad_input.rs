@@ -7,6 +7,16 @@ use serde_json::json;
 
 use crate::stage::{Stage, errors};
 
+/// A folder with a kernel and an agent that pass for such until a guest is started.
+fn dummy_artefacts(stage: &Stage) -> std::path::PathBuf {
+    let lib = stage.path().join("lib");
+    fs::create_dir(&lib).expect("made");
+    for name in ["vmlinux", "kiln-agent"] {
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_kiln"), lib.join(name)).expect("linked");
+    }
+    lib
+}
+
 /// Runs the bundle and checks that it is refused with every one of the given words.
 fn refused(stage: &Stage, options: &[&str], words: &[&str]) {
     let output = stage.run(options).output().expect("kiln runs");
@@ -132,11 +142,7 @@ fn missing_and_broken_artefacts() {
 #[test]
 fn missing_qemu() {
     let stage = Stage::new(&["true"]);
-    let lib = stage.path().join("lib");
-    fs::create_dir(&lib).expect("made");
-    for name in ["vmlinux", "kiln-agent"] {
-        fs::copy(env!("CARGO_BIN_EXE_kiln"), lib.join(name)).expect("copied");
-    }
+    let lib = dummy_artefacts(&stage);
     let path = stage.path().join("kiln.toml");
     fs::write(&path, "qemu = \"/no/such/qemu\"\n").expect("written");
     let mut command = stage.kiln();
@@ -169,7 +175,8 @@ fn taken_id() {
     fs::create_dir_all(stage.root().join("test")).expect("made");
     let lock = File::create(stage.root().join("test/lock")).expect("made");
     lock.lock().expect("locked");
-    let output = stage.run(&[]).output().expect("runs");
+    let lib = dummy_artefacts(&stage);
+    let output = stage.run(&[]).env("KILN_LIB_DIR", lib).output().expect("runs");
     assert_eq!(output.status.code(), Some(1));
     assert!(errors(&output).contains("id test exists already"), "{}", errors(&output));
 }
@@ -178,7 +185,8 @@ fn taken_id() {
 fn state_directory_that_can_not_be_made() {
     let stage = Stage::new(&["true"]);
     fs::write(stage.root(), "a file").expect("written");
-    let output = stage.run(&[]).output().expect("runs");
+    let lib = dummy_artefacts(&stage);
+    let output = stage.run(&[]).env("KILN_LIB_DIR", lib).output().expect("runs");
     assert_eq!(output.status.code(), Some(1));
     assert!(errors(&output).contains("state directory"), "{}", errors(&output));
 }
@@ -189,7 +197,8 @@ fn full_disk() {
     fs::create_dir(stage.root()).expect("made");
     let script = "mount -t tmpfs -o nr_inodes=2 kiln-test \"$1\" && touch \"$1/full\" || exit 99; \
                   shift; exec \"$@\"";
-    let run = stage.run(&[]);
+    let mut run = stage.run(&[]);
+    run.env("KILN_LIB_DIR", dummy_artefacts(&stage));
     let mut command = std::process::Command::new("unshare");
     command.args(["--mount", "sh", "-c", script, "sh"]).arg(stage.root());
     command.arg(run.get_program()).args(run.get_args());

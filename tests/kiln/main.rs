@@ -3,6 +3,9 @@
 //! Tests that run guests need root, QEMU, a static busybox at /bin/busybox, and the guest's kernel
 //! and agent in the folder that `KILN_LIB_DIR` names, or in `out/lib/kiln`.
 
+// What fails here is the test.
+#![allow(clippy::expect_used)]
+
 mod bad_input;
 mod spec;
 mod stage;
