@@ -13,8 +13,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer, debug_fn};
 use tracing_subscriber::fmt::{FmtContext, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
@@ -73,6 +74,10 @@ impl Log {
     fn subscribe(&self, level: LevelFilter) -> anyhow::Result<()> {
         let builder = tracing_subscriber::fmt()
             .with_max_level(level)
+            .fmt_fields(
+                debug_fn(|writer, field, value| write!(writer, "{field}={value:?}"))
+                    .delimited("\n"),
+            )
             .event_format(Lines { format: self.format });
         match &self.file {
             Some(file) => builder.with_writer(Mutex::new(file.try_clone()?)).init(),
@@ -112,11 +117,9 @@ where
         let mut fields = Vec::new();
         for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
             let extensions = span.extensions();
-            let recorded = extensions.get::<FormattedFields<N>>();
-            fields.push((
-                span.name().to_owned(),
-                recorded.map(|f| f.to_string()).unwrap_or_default(),
-            ));
+            let Some(recorded) = extensions.get::<FormattedFields<N>>() else { continue };
+            let pairs = recorded.split('\n').filter_map(|pair| pair.split_once('='));
+            fields.extend(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())));
         }
         fields.append(&mut collected.fields);
         let level = *event.metadata().level();

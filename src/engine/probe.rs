@@ -150,7 +150,8 @@ fn prepare(
     let mut image = memory_file("kiln-self-test").map_err(host("memory file"))?;
     image.write_all(guest.image).and_then(|()| image.rewind()).map_err(host("memory file"))?;
     let kvm = kvm.try_clone().map_err(host("/dev/kvm"))?;
-    let jail = machine::identity().map_err(|error| ProbeError::Identity(format!("{error:#}")))?;
+    let jail = kiln_vmm::jail::identity::allocate()
+        .map_err(|error| ProbeError::Identity(error.to_string()))?;
     let mut launch = Launch::verb("vmm", &[]);
     let config = MachineConfig {
         id: format!("self-test-{}", guest.name),
