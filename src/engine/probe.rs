@@ -17,7 +17,6 @@ use nix::sys::socket::MsgFlags;
 
 use super::findings::{self, Findings};
 use crate::process::{Launch, memory_file};
-use crate::sandbox::machine;
 use crate::sandbox::packet;
 
 /// For one guest, which takes milliseconds, or a second where ring 0 is emulated.
