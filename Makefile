@@ -45,7 +45,7 @@ test: setup-tests build lint
 
 bench: build
 	@cargo bench --locked --bench start
-	@benches/run
+	@cargo bench --locked --bench steps
 
 fuzz: setup
 	@fuzz/run
