@@ -1,7 +1,7 @@
 //! Do further CPUs start, and can they be interrupted?
 //!
 //! The boot CPU starts `cpus=N` less one others by INIT and start-up interrupts; each reaches
-//! ring 3, says who it is, and then takes an interrupt from the boot CPU. With the word `mptable`
+//! ring 3, says who it is, takes an interrupt from the boot CPU and halts. With the word `mptable`
 //! on the command line the MultiProcessor table must name as many CPUs.
 #![no_std]
 #![no_main]
@@ -36,14 +36,12 @@ fn main() {
     apic::enable();
     for id in 1..cpus {
         start(id);
-    }
-    let all = boot::cpus();
-    check("no CPU started twice", all == cpus.into(), format_args!("{all} starts"));
-    for id in 1..cpus {
         apic::interrupt(id, FIRST_VECTOR + id);
         let came = time::wait_until(|| trap::interrupts(FIRST_VECTOR + id) == 1);
         check("interrupt to a CPU", came, format_args!("CPU {id} did not take it"));
     }
+    let all = boot::cpus();
+    check("no CPU started twice", all == cpus.into(), format_args!("{all} starts"));
 }
 
 fn mp_table(cpus: u8) {
@@ -66,10 +64,12 @@ fn start(id: u8) {
 fn further_cpu() -> ! {
     apic::enable();
     trap::enable_interrupts();
-    if let Some(started) = STARTED.get(usize::from(apic::id())) {
+    let id = apic::id();
+    if let Some(started) = STARTED.get(usize::from(id)) {
         started.store(true, Ordering::SeqCst);
     }
-    loop {
+    while trap::interrupts(FIRST_VECTOR + id) == 0 {
         core::hint::spin_loop();
     }
+    trap::park()
 }

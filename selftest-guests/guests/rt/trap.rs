@@ -106,6 +106,12 @@ pub fn spin_in_ring0(iterations: u64) {
     service(2, iterations);
 }
 
+/// Halts this CPU for good, so that it takes no time from the others.
+pub fn park() -> ! {
+    service(3, 0);
+    unreachable!()
+}
+
 fn service(function: u64, argument: u64) {
     // SAFETY: the service changes no register but these and no memory.
     unsafe {
@@ -205,6 +211,8 @@ global_asm!(
     "cmp eax, 1",
     "jb 5f",
     "je 6f",
+    "cmp eax, 3",
+    "je 8f",
     "7:",
     "dec rcx",
     "jnz 7b",
@@ -215,6 +223,9 @@ global_asm!(
     "6:",
     "and qword ptr [rsp + 16], ~0x200",
     "iretq",
+    "8:",
+    "hlt",
+    "jmp 8b",
     // SYSCALL: rcx = where to return, r11 = flags. No stack is needed.
     ".globl syscall_entry",
     "syscall_entry:",

@@ -42,13 +42,17 @@ fn machine(cpus: u8) -> Machine {
     Machine::new(kvm.expect("these tests need /dev/kvm").into(), 64, cpus).unwrap()
 }
 
-/// Runs a guest to its end on a machine that has its devices.
-fn run(mut machine: Machine, guest: Guest, cmdline: &str, entry: Entry) -> Outcome {
+fn kernel(guest: Guest, cmdline: &str, entry: Entry) -> Kernel {
     let mut image = tempfile::tempfile().unwrap();
     image.write_all(guest.image).unwrap();
+    Kernel { image, initrd: None, cmdline: cmdline.into(), entry }
+}
+
+/// Runs a guest to its end on a machine that has its devices.
+fn run(mut machine: Machine, guest: Guest, cmdline: &str, entry: Entry) -> Outcome {
     let (mut output, guest_end) = std::io::pipe().unwrap();
     machine.add_serial(None, Some(OwnedFd::from(guest_end))).unwrap();
-    machine.boot(Kernel { image, initrd: None, cmdline: cmdline.into(), entry }).unwrap();
+    machine.boot(kernel(guest, cmdline, entry)).unwrap();
     let text = thread::spawn(move || {
         let mut text = String::new();
         output.read_to_string(&mut text).map(|_| text)

@@ -1,11 +1,16 @@
 //! The guests that need no device: rings, processors, memory where nothing is, ends.
 
+use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::thread;
+
 use kiln_selftest_guests::{
-    Guest, MMIO_NOWHERE, RESET, RING_SPEED, RING_TRANSITIONS, SHUTDOWN, SMP, TRIPLE_FAULT,
+    Guest, MMIO_NOWHERE, RESET, RING_SPEED, RING_TRANSITIONS, SHUTDOWN, SMP, SPIN, TRIPLE_FAULT,
 };
 use kiln_vmm::config::{Entry, GuestEnd};
+use kiln_vmm::kvm::KvmError;
 
-use super::{machine, run};
+use super::{kernel, machine, run};
 
 const ENTRIES: [Entry; 2] = [Entry::Linux64, Entry::Pvh];
 
@@ -81,4 +86,18 @@ fn further_processors_start_and_are_interrupted() {
         assert_eq!((count("start of a CPU"), count("interrupt to a CPU")), (others, others));
         assert_eq!(count("no CPU started twice"), 1);
     }
+}
+
+#[test]
+fn a_guest_that_never_ends_is_stopped() {
+    let (output, guest_end) = std::io::pipe().unwrap();
+    let mut machine = machine(1);
+    machine.add_serial(None, Some(OwnedFd::from(guest_end))).unwrap();
+    machine.boot(kernel(SPIN, "", Entry::Auto)).unwrap();
+    let stopper = machine.stopper();
+    let running = thread::spawn(move || machine.run());
+    let first = BufReader::new(output).lines().next().unwrap().unwrap();
+    assert_eq!(first, "ok spinning");
+    stopper.stop();
+    assert!(matches!(running.join().unwrap(), Err(KvmError::Stopped)));
 }
