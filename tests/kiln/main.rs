@@ -7,5 +7,7 @@
 #![allow(clippy::expect_used)]
 
 mod bad_input;
+mod run;
 mod spec;
 mod stage;
+mod vm;

@@ -73,10 +73,8 @@ impl Stage {
     pub fn kiln(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kiln"));
         command.arg("--root").arg(self.root());
-        if std::env::var_os("KILN_LIB_DIR").is_none() {
-            let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("out/lib/kiln");
-            command.env("KILN_LIB_DIR", built);
-        }
+        // The mark by which a test finds its own processes.
+        command.env("KILN_LIB_DIR", lib_dir()).env("KILN_TEST", self.root());
         command
     }
 
@@ -92,6 +90,12 @@ impl Stage {
     pub fn is_clean(&self) -> bool {
         fs::read_dir(self.root()).map_or(true, |mut entries| entries.next().is_none())
     }
+}
+
+/// Where the guest's kernel and agent are.
+pub fn lib_dir() -> PathBuf {
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("out/lib/kiln");
+    std::env::var_os("KILN_LIB_DIR").map_or_else(built, PathBuf::from)
 }
 
 /// A configuration that runs `args` without a terminal.

@@ -1,0 +1,263 @@
+//! `kiln run`: what a caller sees of a container's life.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::{Child, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::stage::{Stage, errors};
+
+/// How long anything that should happen at once may take on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn run(args: &[&str]) -> (Stage, Output) {
+    let stage = Stage::new(args);
+    let output = stage.run(&[]).stdin(Stdio::null()).output().expect("kiln runs");
+    assert!(stage.is_clean(), "something is left behind: {}", errors(&output));
+    (stage, output)
+}
+
+/// Waits until a child has written this line to the pipe that is its standard output.
+fn wait_for_line(child: &mut Child, line: &str) {
+    let mut stdout = child.stdout.take().expect("a pipe");
+    let mut seen = String::new();
+    let mut byte = [0];
+    while !seen.lines().any(|seen| seen == line) || !seen.ends_with('\n') {
+        assert_eq!(stdout.read(&mut byte).expect("reads"), 1, "ended after {seen:?}");
+        seen.push(char::from(byte[0]));
+    }
+    child.stdout = Some(stdout);
+}
+
+/// Waits until a condition holds.
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < PATIENCE, "{what} did not come about");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The pids of processes whose command line or environment mentions a path, but this one.
+fn processes_of(stage: &Stage) -> Vec<i32> {
+    let mark = stage.root().to_string_lossy().into_owned().into_bytes();
+    let mentions = |text: Vec<u8>| text.windows(mark.len()).any(|part| part == mark);
+    let own = i32::try_from(std::process::id()).expect("a pid");
+    fs::read_dir("/proc")
+        .expect("/proc")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid| *pid != own)
+        .filter(|pid| fs::read(format!("/proc/{pid}/environ")).is_ok_and(mentions))
+        .collect()
+}
+
+#[test]
+fn status_is_the_steps_own() {
+    let (_, output) = run(&["sh", "-c", "exit 7"]);
+    assert_eq!(output.status.code(), Some(7), "{}", errors(&output));
+}
+
+#[test]
+fn death_by_signal_is_128_and_the_signal() {
+    // The first process of a pid namespace is immune to its own signals: a child isn't.
+    let (_, output) = run(&["sh", "-c", "sh -c 'kill -9 $$'; exit $?"]);
+    assert_eq!(output.status.code(), Some(137), "{}", errors(&output));
+}
+
+#[test]
+fn absent_and_unexecutable_programs_are_127_and_126() {
+    let (_, output) = run(&["no-such-program"]);
+    assert_eq!(output.status.code(), Some(127));
+    let expected = "exec: \"no-such-program\": executable file not found in $PATH";
+    assert!(errors(&output).contains(expected), "{}", errors(&output));
+
+    let (_, output) = run(&["/proc/version"]);
+    assert_eq!(output.status.code(), Some(126));
+    assert!(errors(&output).contains("permission denied"), "{}", errors(&output));
+}
+
+#[test]
+fn standard_streams_are_kept_apart_and_whole() {
+    let stage = Stage::new(&["sh", "-c", "echo to stderr >&2; cat"]);
+    let mut child = stage
+        .run(&[])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("kiln runs");
+    let input: Vec<u8> =
+        (0..3_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut stdin = child.stdin.take().expect("a pipe");
+    let written = input.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(&written));
+    let output = child.wait_with_output().expect("ends");
+    writer.join().expect("joins").expect("all was taken");
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert!(output.stdout == input, "{} of {} bytes", output.stdout.len(), input.len());
+    assert_eq!(errors(&output), "to stderr\n");
+}
+
+#[test]
+fn reader_that_goes_away_ends_the_writer() {
+    let stage = Stage::new(&["sh", "-c", "yes; echo $? >/status"]);
+    let mut child = stage.run(&[]).stdout(Stdio::piped()).spawn().expect("kiln runs");
+    wait_for_line(&mut child, "y");
+    drop(child.stdout.take());
+    child.wait().expect("ends");
+    let status = fs::read_to_string(stage.rootfs().join("status")).expect("yes has ended");
+    assert_ne!(status.trim(), "0");
+}
+
+#[test]
+fn signals_reach_the_step() {
+    let script = "trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.1; done";
+    let stage = Stage::new(&["sh", "-c", script]);
+    let mut child = stage.run(&[]).stdout(Stdio::piped()).spawn().expect("kiln runs");
+    wait_for_line(&mut child, "ready");
+    let pid = nix::unistd::Pid::from_raw(child.id().try_into().expect("a pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("sent");
+    wait_for_line(&mut child, "caught");
+    assert_eq!(child.wait().expect("ends").code(), Some(5));
+    assert!(stage.is_clean());
+}
+
+#[test]
+fn files_written_are_on_the_host() {
+    let stage = Stage::new(&["sh", "-c", "echo content >/made; chmod 640 /made"]);
+    fs::create_dir(stage.path().join("volume")).expect("made");
+    stage.edit(|config| {
+        config["process"]["args"][2] =
+            json!("echo content >/volume/made && ! echo x >/volume-ro/made 2>/dev/null");
+        let bind = |destination: &str, options: Value| {
+            json!({
+                "destination": destination, "type": "bind",
+                "source": stage.path().join("volume"), "options": options,
+            })
+        };
+        let mounts = config["mounts"].as_array_mut().expect("list");
+        mounts.push(bind("/volume", json!(["rbind", "rw"])));
+        mounts.push(bind("/volume-ro", json!(["rbind", "ro"])));
+    });
+    let output = stage.run(&[]).output().expect("kiln runs");
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let made = fs::read_to_string(stage.path().join("volume/made")).expect("on the host");
+    assert_eq!(made, "content\n");
+}
+
+#[test]
+fn read_only_root_stays_as_it_is() {
+    let stage = Stage::new(&["sh", "-c", "echo x >/made"]);
+    stage.edit(|config| config["root"]["readonly"] = json!(true));
+    let output = stage.run(&[]).output().expect("kiln runs");
+    assert_ne!(output.status.code(), Some(0));
+    assert!(errors(&output).contains("Read-only file system"), "{}", errors(&output));
+    assert!(!stage.rootfs().join("made").exists());
+}
+
+#[test]
+fn pid_file_and_state_name_the_monitor_while_it_runs() {
+    let stage = Stage::new(&["sh", "-c", "echo ready; cat"]);
+    let pid_file = stage.path().join("pid");
+    let mut child = stage
+        .run(&["--pid-file", pid_file.to_str().expect("text")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("kiln runs");
+    wait_for_line(&mut child, "ready");
+    eventually("the pid file", || pid_file.exists());
+    let pid: i32 = fs::read_to_string(&pid_file).expect("pid file").parse().expect("a number");
+    let state = fs::read(stage.root().join("test/state.json")).expect("state");
+    let state: Value = serde_json::from_slice(&state).expect("JSON");
+    assert_eq!((&state["status"], &state["pid"]), (&json!("running"), &json!(pid)));
+
+    let again = stage.run(&[]).stdin(Stdio::null()).output().expect("kiln runs");
+    assert_eq!(again.status.code(), Some(1));
+    assert!(errors(&again).contains("exists already"), "{}", errors(&again));
+
+    drop(child.stdin.take());
+    assert_eq!(child.wait().expect("ends").code(), Some(0));
+    assert!(stage.is_clean());
+}
+
+#[test]
+fn timings_name_every_phase() {
+    let stage = Stage::new(&["true"]);
+    let path = stage.path().join("timings");
+    let output = stage.run(&["--timings", path.to_str().expect("text")]).output().expect("runs");
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    let timings: Value = serde_json::from_slice(&fs::read(path).expect("written")).expect("JSON");
+    let phases = timings["phases"].as_array().expect("list");
+    let names: Vec<_> = phases.iter().map(|phase| phase["name"].as_str().expect("name")).collect();
+    assert_eq!(names, ["host set-up", "boot", "agent", "step", "teardown"]);
+    assert!(phases.iter().all(|phase| phase["milliseconds"].as_f64().expect("number") >= 0.0));
+}
+
+#[test]
+fn agent_that_does_not_answer_is_given_up_with_the_console() {
+    let stage = Stage::new(&["true"]);
+    let lib = stage.path().join("lib");
+    fs::create_dir(&lib).expect("made");
+    std::os::unix::fs::symlink(crate::stage::lib_dir().join("vmlinux"), lib.join("vmlinux"))
+        .expect("linked");
+    // As /init it looks for an inittab, asks for Enter on the console, and never calls.
+    std::os::unix::fs::symlink("/bin/busybox", lib.join("kiln-agent")).expect("linked");
+    let config = stage.path().join("kiln.toml");
+    fs::write(&config, "agent_deadline = 12\n").expect("written");
+    let mut command = stage.kiln();
+    command.arg("--config").arg(config).arg("--lib-dir").arg(lib);
+    command.args(["run", "--engine", "emulated", "--bundle"]).arg(stage.bundle()).arg("test");
+    let output = command.output().expect("kiln runs");
+    assert_eq!(output.status.code(), Some(1));
+    let errors = errors(&output);
+    for word in ["did not answer within 12 s", "last phase reached: boot", "console:\n  "] {
+        assert!(errors.contains(word), "{word:?} is missing in: {errors}");
+    }
+    assert!(stage.is_clean());
+}
+
+#[test]
+fn nothing_is_left_when_the_command_is_killed() {
+    let stage = Stage::new(&["sh", "-c", "echo ready; sleep 1000"]);
+    let mut child = stage.run(&[]).stdout(Stdio::piped()).spawn().expect("kiln runs");
+    wait_for_line(&mut child, "ready");
+    child.kill().expect("killed");
+    child.wait().expect("reaped");
+    eventually("a clean state directory", || stage.is_clean());
+    eventually("the end of every process", || processes_of(&stage).is_empty());
+}
+
+#[test]
+fn nothing_is_left_when_the_monitor_is_killed() {
+    let stage = Stage::new(&["sh", "-c", "echo ready; sleep 1000"]);
+    let mut child =
+        stage.run(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("kiln runs");
+    wait_for_line(&mut child, "ready");
+    let state = fs::read(stage.root().join("test/state.json")).expect("state");
+    let state: Value = serde_json::from_slice(&state).expect("JSON");
+    let pid = state["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
+    let monitor = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::kill(monitor, nix::sys::signal::Signal::SIGKILL).expect("killed");
+    let output = child.wait_with_output().expect("ends");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains("killed by SIGKILL"), "{}", errors(&output));
+    assert!(stage.is_clean());
+    eventually("the end of every process", || processes_of(&stage).is_empty());
+}
+
+#[test]
+fn runs_in_a_row_leave_the_host_as_it_was() {
+    let stage = Stage::new(&["true"]);
+    let mounts = || fs::read_to_string("/proc/self/mountinfo").expect("mounts").lines().count();
+    let before = mounts();
+    for _ in 0..5 {
+        let output = stage.run(&[]).stdin(Stdio::null()).output().expect("kiln runs");
+        assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+        assert!(stage.is_clean());
+        assert!(processes_of(&stage).is_empty(), "processes are left");
+    }
+    assert_eq!(mounts(), before);
+}
