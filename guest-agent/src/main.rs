@@ -12,6 +12,10 @@ use kiln_protocol::{CONTROL_PORT, STREAM_PORT};
 
 fn main() {
     if std::process::id() != 1 {
+        if std::env::args().nth(1).as_deref() == Some("--version") {
+            println!("kiln-agent {}", env!("CARGO_PKG_VERSION"));
+            return;
+        }
         eprintln!("kiln-agent {} runs as PID 1 of a kiln guest", env!("CARGO_PKG_VERSION"));
         std::process::exit(1);
     }

@@ -28,7 +28,7 @@ use super::conversation::{Conversation, Progress};
 use super::events::{self, Event, Sources, forwarded_signals};
 use super::machine::{self, Machine, Parts, Role};
 use super::phases::{Phase, Timeline};
-use super::stdio::Streams;
+use super::stdio::{Activity, Streams};
 use super::tail::Tail;
 use super::{ContainerConfig, Deadlines, FromCommand, GuestConfig, MonitorConfig, Outcome, packet};
 use crate::cli::SPEC_VERSION;
@@ -152,6 +152,8 @@ struct Monitor {
     errors: Vec<(Role, Tail)>,
     new_size: Option<WindowSize>,
     debug: bool,
+    /// Output streams that have ended.
+    stream_ends: usize,
     /// A container is there to get signals.
     running: bool,
     /// The guest has been told to end: that things end is expected.
@@ -180,6 +182,7 @@ impl Monitor {
             errors: Vec::new(),
             new_size: None,
             debug: config.debug,
+            stream_ends: 0,
             running: false,
             ending: false,
         })
@@ -191,12 +194,14 @@ impl Monitor {
         self.timeline.enter(Phase::Boot);
         self.greet().await?;
         self.timeline.enter(Phase::Create);
-        let outputs = self.create(&broker).await?;
+        let streams = Streams::new(self.container.terminal);
+        let outputs = self.create(&broker, &streams).await?;
         self.timeline.enter(Phase::Start);
-        let early_ends = self.start().await?;
+        self.start().await?;
         self.timeline.enter(Phase::Run);
         self.announce()?;
-        let status = self.run_to_exit(outputs.saturating_sub(early_ends)).await?;
+        let status = self.run_to_exit().await?;
+        self.drain(outputs.saturating_sub(self.stream_ends), &streams.activity).await?;
         self.timeline.enter(Phase::Teardown);
         self.shut_down().await;
         Ok(status)
@@ -245,8 +250,7 @@ impl Monitor {
     }
 
     /// Has the agent set the container up. Gives the number of its output streams.
-    async fn create(&mut self, broker: &Broker) -> Result<usize, Failure> {
-        let streams = Streams::new(self.container.terminal);
+    async fn create(&mut self, broker: &Broker, streams: &Streams) -> Result<usize, Failure> {
         let create = CreateContainer {
             container: self.container.id.clone(),
             config: self.container.config.clone(),
@@ -284,15 +288,14 @@ impl Monitor {
         }
     }
 
-    /// Has the agent execute the program. Gives the number of output streams that have ended.
-    async fn start(&mut self) -> Result<usize, Failure> {
+    /// Has the agent execute the program.
+    async fn start(&mut self) -> Result<(), Failure> {
         self.conversation.starting();
         self.tell(&ToAgent::Start { container: self.container.id.clone() })?;
         let deadline = self.deadline(self.deadlines.create);
-        let mut ended = 0;
         loop {
             match self.next(Some(deadline)).await? {
-                Step::Said(Progress::Started) => return Ok(ended),
+                Step::Said(Progress::Started) => return Ok(()),
                 Step::Said(Progress::Failed { message, exit_code, phase }) => {
                     tracing::debug!(?phase, "the agent could not start the container");
                     return Err(Failure {
@@ -301,7 +304,7 @@ impl Monitor {
                         show_console: false,
                     });
                 }
-                Step::StreamEnded => ended += 1,
+                Step::StreamEnded => self.stream_ends += 1,
                 Step::DeadlinePassed => {
                     let what = "the guest's agent did not start the container";
                     return Err(self.too_late(what, self.deadlines.create));
@@ -328,27 +331,45 @@ impl Monitor {
         Ok(())
     }
 
-    /// Waits until the program has ended and all it wrote has been written on.
-    async fn run_to_exit(&mut self, mut open_outputs: usize) -> Result<u8, Failure> {
-        let mut exited = None;
-        while exited.is_none() || open_outputs > 0 {
-            let deadline = exited.map(|_| Instant::now() + DRAIN);
-            match self.next(deadline).await? {
+    /// Waits until the program has ended; gives the status to exit with.
+    async fn run_to_exit(&mut self) -> Result<u8, Failure> {
+        loop {
+            match self.next(None).await? {
                 Step::Said(Progress::Exited { status, oom_killed }) => {
                     self.running = false;
                     tracing::info!(?status, oom_killed, "the container has ended");
-                    exited = Some(status);
+                    return Ok(match status {
+                        ExitStatus::Code(code) => code,
+                        ExitStatus::Signal(signal) => 128 + signal,
+                    });
                 }
-                Step::StreamEnded => open_outputs = open_outputs.saturating_sub(1),
+                Step::StreamEnded => self.stream_ends += 1,
                 Step::GuestEnded(how) => return Err(unasked_end(&how)),
                 _ => {}
             }
         }
-        Ok(match exited {
-            Some(ExitStatus::Signal(signal)) => 128 + signal,
-            Some(ExitStatus::Code(code)) => code,
-            None => 1,
-        })
+    }
+
+    /// Waits until all that the program wrote has been written on. A guest that keeps a stream open
+    /// without a word is not waited for.
+    async fn drain(&mut self, mut open: usize, activity: &Activity) -> Result<(), Failure> {
+        let mut before = None;
+        while open > 0 {
+            match self.next(Some(Instant::now() + DRAIN)).await? {
+                Step::StreamEnded => open -= 1,
+                Step::DeadlinePassed => {
+                    let reads = activity.reads();
+                    if reads.is_some() && reads == before {
+                        tracing::warn!("the guest keeps an output stream open: it is cut off");
+                        return Ok(());
+                    }
+                    before = reads;
+                }
+                Step::GuestEnded(how) => return Err(unasked_end(&how)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Has the guest flush and end. One that doesn't is killed.

@@ -7,10 +7,13 @@
 //! A reader of standard output that goes away is to the step what it is to a local process: the
 //! stream is closed towards the guest, and the step gets `SIGPIPE` when it writes again.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
 use kiln_protocol::{STREAM_PORT, Stdio, StreamHeader, StreamToken, WindowSize};
@@ -22,11 +25,31 @@ use super::events::Event;
 /// What is moved at once: as much as a vsock packet holds, several times.
 const BUFFER: usize = 256 << 10;
 
+/// What output streams are about, for whoever waits for their end.
+#[derive(Debug, Default)]
+pub struct Activity {
+    /// Reads from the guest so far.
+    reads: AtomicU64,
+    /// Streams that wait for the caller's reader.
+    writing: AtomicUsize,
+}
+
+impl Activity {
+    /// Reads from the guest so far, or `None` while the caller's reader is waited for: then the
+    /// guest has no part in it.
+    pub fn reads(&self) -> Option<u64> {
+        let idle = self.writing.load(Ordering::Relaxed) == 0;
+        idle.then(|| self.reads.load(Ordering::Relaxed))
+    }
+}
+
 /// The streams of a container's process, not connected yet.
 #[derive(Debug)]
 pub struct Streams {
     /// What the agent is told.
     pub stdio: Stdio,
+    /// What the output streams are about.
+    pub activity: Arc<Activity>,
 }
 
 impl Streams {
@@ -40,7 +63,7 @@ impl Streams {
                 stderr: Some(StreamToken(2)),
             },
         };
-        Self { stdio }
+        Self { stdio, activity: Arc::default() }
     }
 
     /// Connects the streams and begins to copy. Gives the number of streams of which the end will
@@ -53,7 +76,7 @@ impl Streams {
             Stdio::Terminal { stream, .. } => {
                 let connection = open(broker, *stream)?;
                 copy_in(connection.try_clone()?)?;
-                copy_out(connection, standard(1)?, ended.clone())?;
+                self.copy_out(connection, 1, ended)?;
                 Ok(1)
             }
             Stdio::Pipes { stdin, stdout, stderr } => {
@@ -63,13 +86,33 @@ impl Streams {
                 let mut outputs = 0;
                 for (token, number) in [(stdout, 1), (stderr, 2)] {
                     if let Some(token) = token {
-                        copy_out(open(broker, *token)?, standard(number)?, ended.clone())?;
+                        self.copy_out(open(broker, *token)?, number, ended)?;
                         outputs += 1;
                     }
                 }
                 Ok(outputs)
             }
         }
+    }
+}
+
+impl Streams {
+    /// Starts to copy a stream of the guest to a standard stream; its end is reported.
+    fn copy_out(
+        &self,
+        mut guest: UnixStream,
+        number: i32,
+        ended: &Sender<Event>,
+    ) -> io::Result<()> {
+        let mut output = File::from(standard(number)?);
+        let (activity, ended) = (Arc::clone(&self.activity), ended.clone());
+        let copying = move || {
+            copy_out(&mut guest, &mut output, &activity);
+            // The monitor is gone if it doesn't listen.
+            let _ = ended.blocking_send(Event::StreamEnded);
+        };
+        thread::Builder::new().name("kiln-stdout".to_owned()).spawn(copying)?;
+        Ok(())
     }
 }
 
@@ -87,7 +130,7 @@ fn standard(number: i32) -> io::Result<OwnedFd> {
 
 /// Copies standard input to the guest until its end, or until the guest takes no more.
 fn copy_in(mut guest: UnixStream) -> io::Result<()> {
-    let mut input = std::fs::File::from(standard(0)?);
+    let mut input = File::from(standard(0)?);
     let copying = move || {
         let mut buffer = vec![0; BUFFER];
         loop {
@@ -112,34 +155,31 @@ fn copy_in(mut guest: UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies a stream of the guest to a descriptor until its end, which is then reported.
-fn copy_out(mut guest: UnixStream, output: OwnedFd, ended: Sender<Event>) -> io::Result<()> {
-    let copying = move || {
-        let mut output = std::fs::File::from(output);
-        let mut buffer = vec![0; BUFFER];
-        loop {
-            match guest.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(length) => {
-                    if let Err(error) = write_all(&mut output, &buffer[..length]) {
-                        tracing::debug!(%error, "an output stream is closed to the step");
-                        let _ = guest.shutdown(Shutdown::Both);
-                        break;
-                    }
+/// Copies a stream of the guest to a descriptor until its end, or until nobody reads.
+fn copy_out(guest: &mut UnixStream, output: &mut File, activity: &Activity) {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match guest.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(length) => {
+                activity.reads.fetch_add(1, Ordering::Relaxed);
+                activity.writing.fetch_add(1, Ordering::Relaxed);
+                let written = write_all(output, &buffer[..length]);
+                activity.writing.fetch_sub(1, Ordering::Relaxed);
+                if let Err(error) = written {
+                    tracing::debug!(%error, "an output stream is closed to the step");
+                    let _ = guest.shutdown(Shutdown::Both);
+                    return;
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => break,
             }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
         }
-        // The monitor is gone if it doesn't listen.
-        let _ = ended.blocking_send(Event::StreamEnded);
-    };
-    thread::Builder::new().name("kiln-stdout".to_owned()).spawn(copying)?;
-    Ok(())
+    }
 }
 
 /// Writes everything, also to a descriptor that somebody else has made non-blocking.
-fn write_all(output: &mut std::fs::File, mut bytes: &[u8]) -> io::Result<()> {
+fn write_all(output: &mut File, mut bytes: &[u8]) -> io::Result<()> {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     while !bytes.is_empty() {
