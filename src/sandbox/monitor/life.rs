@@ -1,0 +1,278 @@
+//! The phases, one after the other.
+
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use kiln_protocol::{BindMount, CreateContainer, ExitStatus, ToAgent, VERSION};
+use tokio::time::Instant;
+
+use super::failure::Failure;
+use super::{Monitor, Step};
+use crate::cli::SPEC_VERSION;
+use crate::initrd;
+use crate::sandbox::broker::Broker;
+use crate::sandbox::conversation::Progress;
+use crate::sandbox::machine::{self, Parts};
+use crate::sandbox::phases::Phase;
+use crate::sandbox::stdio::{Activity, Streams};
+use crate::sandbox::{ContainerConfig, GuestConfig};
+use crate::state::{State, Status};
+
+/// How long the guest may keep quiet with an output stream open, once the container has ended.
+const DRAIN: Duration = Duration::from_secs(10);
+
+impl Monitor {
+    /// Runs the container to its end; gives the status to exit with.
+    pub(super) async fn live(&mut self, kernel: OwnedFd, agent: OwnedFd) -> Result<u8, Failure> {
+        let broker = self.set_up(kernel, agent)?;
+        self.timeline.enter(Phase::Boot);
+        self.greet().await?;
+        self.timeline.enter(Phase::Create);
+        let streams = Streams::new(self.container.terminal);
+        let outputs = self.create(&broker, &streams).await?;
+        self.timeline.enter(Phase::Start);
+        self.start().await?;
+        self.timeline.enter(Phase::Run);
+        self.announce()?;
+        let status = self.run_to_exit().await?;
+        self.drain(outputs.saturating_sub(self.stream_ends), &streams.activity).await?;
+        self.timeline.enter(Phase::Teardown);
+        self.shut_down().await;
+        Ok(status)
+    }
+
+    fn set_up(&mut self, kernel: OwnedFd, agent: OwnedFd) -> anyhow::Result<Rc<Broker>> {
+        let state = self.state.as_ref().context("no state directory")?;
+        state.write(&describe_state(&self.container, &self.guest, Status::Creating))?;
+        let initrd = initrd::build(&mut agent.into()).context("initial RAM disk")?;
+        let debug = [OsString::from("--debug")];
+        let parts = Parts {
+            container: &self.container,
+            guest: &self.guest,
+            kernel: kernel.into(),
+            initrd,
+            state,
+            sources: &self.sources,
+            options: if self.debug { &debug } else { &[] },
+        };
+        let (machine, broker) = machine::start(parts)?;
+        self.machine = machine;
+        let broker = Rc::new(Broker::new(broker)?);
+        self.sources.watch_broker(Rc::clone(&broker));
+        Ok(broker)
+    }
+
+    /// Waits for the agent and answers it.
+    async fn greet(&mut self) -> Result<(), Failure> {
+        let deadline = self.deadline(self.deadlines.agent);
+        loop {
+            match self.next(Some(deadline)).await? {
+                Step::Connected(stream) => self.talk_over(stream)?,
+                Step::Said(Progress::Greeted { version, kernel }) => {
+                    tracing::info!(agent = version, kernel, "guest is up");
+                    break;
+                }
+                Step::DeadlinePassed => {
+                    let seconds = self.deadlines.agent;
+                    return Err(self.too_late("the guest's agent did not answer", seconds));
+                }
+                Step::GuestEnded(how) => return Err(Failure::unasked_end(&how)),
+                _ => {}
+            }
+        }
+        self.tell(&welcome()?)
+    }
+
+    /// Has the agent set the container up. Gives the number of its output streams.
+    async fn create(&mut self, broker: &Broker, streams: &Streams) -> Result<usize, Failure> {
+        let create = CreateContainer {
+            container: self.container.id.clone(),
+            config: self.container.config.clone(),
+            binds: self
+                .container
+                .binds
+                .iter()
+                .map(|bind| BindMount { mount: bind.index, is_file: bind.is_file })
+                .collect(),
+            stdio: streams.stdio.clone(),
+        };
+        self.conversation.creating();
+        self.tell(&ToAgent::Create(Box::new(create)))?;
+        let outputs =
+            streams.connect(broker, &self.sources.sender()).context("standard streams")?;
+        let deadline = self.deadline(self.deadlines.create);
+        loop {
+            match self.next(Some(deadline)).await? {
+                Step::Said(Progress::Created) => return Ok(outputs),
+                Step::Said(Progress::Failed { message, exit_code, phase }) => {
+                    tracing::debug!(?phase, "the agent could not set the container up");
+                    return Err(Failure {
+                        exit_code,
+                        error: anyhow!(message),
+                        show_console: false,
+                    });
+                }
+                Step::DeadlinePassed => {
+                    let what = "the guest's agent did not set the container up";
+                    return Err(self.too_late(what, self.deadlines.create));
+                }
+                Step::GuestEnded(how) => return Err(Failure::unasked_end(&how)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Has the agent execute the program.
+    async fn start(&mut self) -> Result<(), Failure> {
+        self.conversation.starting();
+        self.tell(&ToAgent::Start { container: self.container.id.clone() })?;
+        let deadline = self.deadline(self.deadlines.create);
+        loop {
+            match self.next(Some(deadline)).await? {
+                Step::Said(Progress::Started) => return Ok(()),
+                Step::Said(Progress::Failed { message, exit_code, phase }) => {
+                    tracing::debug!(?phase, "the agent could not start the container");
+                    return Err(Failure {
+                        exit_code,
+                        error: anyhow!(message),
+                        show_console: false,
+                    });
+                }
+                Step::StreamEnded => self.stream_ends += 1,
+                Step::DeadlinePassed => {
+                    let what = "the guest's agent did not start the container";
+                    return Err(self.too_late(what, self.deadlines.create));
+                }
+                Step::GuestEnded(how) => return Err(Failure::unasked_end(&how)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Tells the host that the container runs; the pid-file comes last.
+    fn announce(&mut self) -> Result<(), Failure> {
+        self.running = true;
+        if let Some(size) = self.new_size.take() {
+            self.tell(&ToAgent::Resize { container: self.container.id.clone(), size })?;
+        }
+        if let Some(state) = &self.state {
+            let running = describe_state(&self.container, &self.guest, Status::Running);
+            state.write(&running).context("state.json")?;
+        }
+        if let Some(path) = &self.pid_file {
+            write_pid(path).with_context(|| format!("pid file {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the program has ended; gives the status to exit with.
+    async fn run_to_exit(&mut self) -> Result<u8, Failure> {
+        loop {
+            match self.next(None).await? {
+                Step::Said(Progress::Exited { status, oom_killed }) => {
+                    self.running = false;
+                    tracing::info!(?status, oom_killed, "the container has ended");
+                    return Ok(match status {
+                        ExitStatus::Code(code) => code,
+                        ExitStatus::Signal(signal) => 128 + signal,
+                    });
+                }
+                Step::StreamEnded => self.stream_ends += 1,
+                Step::GuestEnded(how) => return Err(Failure::unasked_end(&how)),
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits until all that the program wrote has been written on. A guest that keeps a stream open
+    /// without a word is not waited for.
+    async fn drain(&mut self, mut open: usize, activity: &Activity) -> Result<(), Failure> {
+        let mut before = None;
+        while open > 0 {
+            match self.next(Some(Instant::now() + DRAIN)).await? {
+                Step::StreamEnded => open -= 1,
+                Step::DeadlinePassed => {
+                    let reads = activity.reads();
+                    if reads.is_some() && reads == before {
+                        tracing::warn!("the guest keeps an output stream open: it is cut off");
+                        return Ok(());
+                    }
+                    before = reads;
+                }
+                Step::GuestEnded(how) => return Err(Failure::unasked_end(&how)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the guest flush and end. One that doesn't is killed.
+    async fn shut_down(&mut self) {
+        self.ending = true;
+        let deadline = self.deadline(self.deadlines.shutdown);
+        if self.tell(&ToAgent::Shutdown).is_err() {
+            return;
+        }
+        loop {
+            match self.next(Some(deadline)).await {
+                Ok(Step::GuestEnded(_)) => return,
+                Ok(Step::DeadlinePassed) => {
+                    let seconds = self.deadlines.shutdown;
+                    tracing::warn!(seconds, "the guest did not end in time and is killed");
+                    return;
+                }
+                Ok(_) => {}
+                Err(failure) => {
+                    tracing::warn!("{:#}", failure.error);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn deadline(&self, seconds: u64) -> Instant {
+        Instant::now() + Duration::from_secs(seconds)
+    }
+
+    fn too_late(&self, what: &str, seconds: u64) -> Failure {
+        let phase = self.timeline.current().name();
+        Failure::of_guest(anyhow!("{what} within {seconds} s; last phase reached: {phase}"))
+    }
+}
+
+fn describe_state(container: &ContainerConfig, guest: &GuestConfig, status: Status) -> State {
+    State {
+        oci_version: SPEC_VERSION.to_owned(),
+        id: container.id.clone(),
+        status,
+        pid: std::process::id(),
+        bundle: container.bundle.clone(),
+        engine: guest.engine.name().to_owned(),
+    }
+}
+
+fn welcome() -> anyhow::Result<ToAgent> {
+    use nix::time::{ClockId, clock_gettime};
+
+    let mut entropy = [0; 32];
+    // SAFETY: the buffer is that long.
+    let filled = unsafe { libc::getrandom(entropy.as_mut_ptr().cast(), entropy.len(), 0) };
+    if usize::try_from(filled) != Ok(entropy.len()) {
+        return Err(std::io::Error::last_os_error()).context("random bytes for the guest");
+    }
+    let now = clock_gettime(ClockId::CLOCK_REALTIME).context("wall clock")?;
+    let unix_time_ns = now.tv_sec().saturating_mul(1_000_000_000).saturating_add(now.tv_nsec());
+    Ok(ToAgent::Welcome { protocol: VERSION, unix_time_ns, entropy })
+}
+
+/// Writes this process's id so that a reader sees all of it or nothing.
+fn write_pid(path: &std::path::Path) -> std::io::Result<()> {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    let new = path.with_file_name(name);
+    std::fs::write(&new, std::process::id().to_string())?;
+    std::fs::rename(&new, path)
+}

@@ -1,0 +1,215 @@
+//! A container's life, from host set-up to teardown.
+//!
+//! * [`life`]: the phases, one after the other.
+//! * [`watch`]: what happens next, and what it means.
+//! * [`failure`]: why a container didn't run to its own end.
+
+mod failure;
+mod life;
+mod watch;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use kiln_protocol::frame::encode;
+use kiln_protocol::{MAX_TO_AGENT, ToAgent, WindowSize};
+use kiln_vmm::config::GuestEnd;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+
+use self::failure::Failure;
+use super::conversation::{Conversation, Progress};
+use super::events::{self, Event, Sources, forwarded_signals};
+use super::machine::{Machine, Role};
+use super::phases::{Phase, Timeline};
+use super::tail::Tail;
+use super::{ContainerConfig, Deadlines, GuestConfig, MonitorConfig, Outcome, packet};
+use crate::state::StateDir;
+
+/// Messages to the agent that it has not read yet; more mean that it doesn't read.
+const UNREAD_MESSAGES: usize = 64;
+
+/// `kiln monitor`: runs a sandbox to its end.
+///
+/// # Errors
+/// It can't even begin. Any later failure is the [`Outcome`] that the command is sent.
+///
+/// # Safety
+/// As for [`InheritedFd::take`](kiln_vmm::config::InheritedFd::take), for every descriptor in
+/// `config`.
+pub unsafe fn run(config: MonitorConfig) -> anyhow::Result<ExitCode> {
+    // SAFETY: the caller's promise; likewise below, each is taken once.
+    let command = unsafe { config.command.take() };
+    // SAFETY: as above.
+    let lock = unsafe { config.state.1.take() };
+    // SAFETY: as above.
+    let kernel = unsafe { config.guest.kernel.take() };
+    // SAFETY: as above.
+    let agent = unsafe { config.guest.agent.take() };
+    let state = StateDir::inherit(config.state.0.clone(), lock);
+    forwarded_signals().thread_block()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let span = tracing::info_span!("sandbox", id = %config.container.id);
+    let _entered = span.enter();
+    let outcome = LocalSet::new().block_on(&runtime, async {
+        let mut monitor = Monitor::new(config, state, second(&command)?)?;
+        let result = monitor.live(kernel, agent).await;
+        let outcome = monitor.outcome(result).await;
+        monitor.clean_up();
+        anyhow::Ok(outcome)
+    })?;
+    // The command may be gone: there is nobody to tell then.
+    let _ = packet::send_message(command.as_fd(), &outcome);
+    // Threads that wait for standard input go with the process.
+    std::process::exit(outcome.exit_code.into())
+}
+
+fn second(fd: &OwnedFd) -> std::io::Result<OwnedFd> {
+    events::second(fd.as_fd())
+}
+
+/// What happened that concerns the phases.
+enum Step {
+    Connected(UnixStream),
+    Said(Progress),
+    StreamEnded,
+    GuestEnded(GuestEnd),
+    DeadlinePassed,
+}
+
+/// The connection to the agent.
+struct Agent {
+    messages: mpsc::Sender<Vec<u8>>,
+}
+
+impl Agent {
+    fn send(&self, message: &ToAgent) -> anyhow::Result<()> {
+        let frame = encode(message, MAX_TO_AGENT).context("message to the guest's agent")?;
+        self.messages.try_send(frame).map_err(|_| anyhow!("the guest's agent takes no messages"))
+    }
+}
+
+struct Monitor {
+    container: ContainerConfig,
+    guest: GuestConfig,
+    deadlines: Deadlines,
+    pid_file: Option<PathBuf>,
+    timings: Option<PathBuf>,
+    state: Option<StateDir>,
+    timeline: Timeline,
+    sources: Sources,
+    events: mpsc::Receiver<Event>,
+    machine: Machine,
+    agent: Option<Agent>,
+    conversation: Conversation,
+    console: Tail,
+    errors: Vec<(Role, Tail)>,
+    new_size: Option<WindowSize>,
+    debug: bool,
+    /// Output streams that have ended.
+    stream_ends: usize,
+    /// A container is there to get signals.
+    running: bool,
+    /// The guest has been told to end: that things end is expected.
+    ending: bool,
+}
+
+impl Monitor {
+    fn new(config: MonitorConfig, state: StateDir, command: OwnedFd) -> anyhow::Result<Self> {
+        let (sources, events) = events::open();
+        sources.watch_command(command)?;
+        sources.watch_signals(&forwarded_signals())?;
+        Ok(Self {
+            conversation: Conversation::new(&config.container.id),
+            container: config.container,
+            guest: config.guest,
+            deadlines: config.deadlines,
+            pid_file: config.pid_file,
+            timings: config.timings,
+            state: Some(state),
+            timeline: Timeline::begin(Duration::from_nanos(config.started_ns)),
+            sources,
+            events,
+            machine: Machine::default(),
+            agent: None,
+            console: Tail::default(),
+            errors: Vec::new(),
+            new_size: None,
+            debug: config.debug,
+            stream_ends: 0,
+            running: false,
+            ending: false,
+        })
+    }
+
+    fn talk_over(&mut self, stream: UnixStream) -> Result<(), Failure> {
+        let stream = || -> std::io::Result<_> {
+            stream.set_nonblocking(true)?;
+            tokio::net::UnixStream::from_std(stream)
+        }();
+        let (reader, mut writer) = stream.context("the agent's connection")?.into_split();
+        let (messages, mut queue) = mpsc::channel::<Vec<u8>>(UNREAD_MESSAGES);
+        tokio::task::spawn_local(async move {
+            while let Some(frame) = queue.recv().await {
+                // The reading half reports a connection that has ended.
+                if writer.write_all(&frame).await.is_err() {
+                    return;
+                }
+            }
+        });
+        self.sources.watch_agent(reader);
+        self.agent = Some(Agent { messages });
+        Ok(())
+    }
+
+    fn tell(&self, message: &ToAgent) -> Result<(), Failure> {
+        let agent = self.agent.as_ref().context("the guest's agent is not connected")?;
+        Ok(agent.send(message)?)
+    }
+
+    /// What the command is told.
+    async fn outcome(&mut self, result: Result<u8, Failure>) -> Outcome {
+        let failure = match result {
+            Ok(exit_code) => return Outcome { exit_code, error: None },
+            Err(failure) => failure,
+        };
+        let mut message = format!("{:#}", failure.error);
+        if failure.show_console {
+            self.hear_last_words().await;
+            let lines = self.console.lines();
+            if lines.is_empty() {
+                message.push_str("\nthe guest's console is empty");
+            } else {
+                message.push_str("\nlast lines of the guest's console:");
+            }
+            for line in lines {
+                message.push_str("\n  ");
+                message.push_str(&line);
+            }
+        }
+        Outcome { exit_code: failure.exit_code, error: Some(message) }
+    }
+
+    /// Ends what still runs and removes what the sandbox has on the host.
+    fn clean_up(&mut self) {
+        if self.timeline.current() != Phase::Teardown {
+            self.timeline.enter(Phase::Teardown);
+        }
+        self.machine.kill();
+        if let Some(state) = self.state.take()
+            && let Err(error) = state.remove()
+        {
+            tracing::warn!(%error, "the state directory stays behind");
+        }
+        if let Some(path) = &self.timings
+            && let Err(error) = self.timeline.write(path)
+        {
+            tracing::warn!(%error, path = %path.display(), "timings could not be written");
+        }
+    }
+}

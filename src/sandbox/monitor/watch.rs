@@ -1,0 +1,182 @@
+//! What happens next: deadlines are kept, the agent is heard out under the rules of the conversation,
+//! and whatever ends a sandbox becomes a failure.
+
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use kiln_protocol::ToAgent;
+use kiln_vmm::config::{GuestEnd, VmmEvent};
+use kiln_vmm::emulated::qemu;
+use tokio::time::{Instant, sleep_until};
+
+use super::failure::Failure;
+use super::{Monitor, Step};
+use crate::process::{Process, describe};
+use crate::sandbox::FromCommand;
+use crate::sandbox::events::Event;
+use crate::sandbox::machine::Role;
+use crate::sandbox::phases::Phase;
+use crate::sandbox::tail::{self, Tail};
+
+/// How long is waited for the rest of what a process wrote, once it has ended.
+const LAST_WORDS: Duration = Duration::from_millis(100);
+/// How long is waited for the cause, once the agent's connection is lost.
+const CAUSE: Duration = Duration::from_secs(2);
+
+impl Monitor {
+    /// What happens next that concerns the phases; everything else is dealt with on the way.
+    pub(super) async fn next(&mut self, deadline: Option<Instant>) -> Result<Step, Failure> {
+        loop {
+            let event = match deadline {
+                None => self.events.recv().await,
+                Some(deadline) => tokio::select! {
+                    biased;
+                    event = self.events.recv() => event,
+                    () = sleep_until(deadline) => return Ok(Step::DeadlinePassed),
+                },
+            };
+            let event = event.context("the event sources have ended")?;
+            if let Some(step) = self.handle(event).await? {
+                return Ok(step);
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: Event) -> Result<Option<Step>, Failure> {
+        match event {
+            Event::AgentConnected(stream) => return Ok(Some(Step::Connected(stream))),
+            Event::AgentSaid(message) => {
+                let heard = self.conversation.hear(message).map_err(anyhow::Error::new);
+                return heard.map(|progress| Some(Step::Said(progress))).map_err(Failure::of_guest);
+            }
+            Event::AgentGone(_) if self.ending => {}
+            Event::AgentGone(reason) => return Err(self.explain_loss(reason).await),
+            Event::Vmm(_, VmmEvent::Running) => {}
+            Event::Vmm(role, VmmEvent::Ended { how }) if role.is_machine() => {
+                return Ok(Some(Step::GuestEnded(how)));
+            }
+            Event::Vmm(_, VmmEvent::Ended { .. }) => {}
+            Event::Vmm(role, VmmEvent::Failed { message }) => {
+                let error = anyhow!("{}: {}", role.name(), tail::printable_lines(&message));
+                return Err(Failure::of_guest(error));
+            }
+            Event::ProcessEnded(role) => return self.process_ended(role).await,
+            Event::BrokerFailed(error) if !self.ending => {
+                return Err(anyhow!(error).context("connections to the guest").into());
+            }
+            Event::BrokerFailed(_) => {}
+            Event::Output(role, bytes) => self.keep_output(role, &bytes),
+            Event::Command(FromCommand::Signal(signal)) | Event::Signal(signal) => {
+                self.pass_on(signal)?;
+            }
+            Event::Command(FromCommand::Resize(size)) if self.running => {
+                self.tell(&ToAgent::Resize { container: self.container.id.clone(), size })?;
+            }
+            Event::Command(FromCommand::Resize(size)) => self.new_size = Some(size),
+            Event::CommandGone => {
+                return Err(anyhow!("the command that started the sandbox has ended").into());
+            }
+            Event::StreamEnded => return Ok(Some(Step::StreamEnded)),
+        }
+        Ok(None)
+    }
+
+    /// Sends a signal to the container, or, as long as there is none, ends what is being set up.
+    fn pass_on(&mut self, signal: i32) -> Result<(), Failure> {
+        const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
+
+        if self.running {
+            let container = self.container.id.clone();
+            return self.tell(&ToAgent::Signal { container, signal, all: false });
+        }
+        if ENDING.contains(&signal) && self.timeline.current() < Phase::Run {
+            return Err(Failure::interrupted(signal));
+        }
+        Ok(())
+    }
+
+    fn keep_output(&mut self, role: Role, bytes: &[u8]) {
+        if role == Role::Console {
+            self.console.push(bytes);
+            return;
+        }
+        match self.errors.iter_mut().find(|(r, _)| *r == role) {
+            Some((_, tail)) => tail.push(bytes),
+            None => {
+                let mut tail = Tail::default();
+                tail.push(bytes);
+                self.errors.push((role, tail));
+            }
+        }
+        for line in String::from_utf8_lossy(bytes).lines() {
+            tracing::debug!(role = role.name(), "{}", tail::printable(line));
+        }
+    }
+
+    /// What the end of a process means.
+    async fn process_ended(&mut self, role: Role) -> Result<Option<Step>, Failure> {
+        self.hear_last_words().await;
+        let status = self.machine.process(role).map(Process::try_wait);
+        let Some(Ok(Some(status))) = status else { return Ok(None) };
+        tracing::debug!(role = role.name(), status = describe(status), "process ended");
+        let errors = self.errors.iter().find(|(r, _)| *r == role).map(|(_, tail)| tail);
+        if role == Role::Qemu {
+            let text = errors.map(Tail::text).unwrap_or_default();
+            if let Some(how) = qemu::end(status.code(), &text) {
+                return Ok(Some(Step::GuestEnded(how)));
+            }
+        }
+        if self.ending {
+            return Ok(role.is_machine().then_some(Step::GuestEnded(GuestEnd::Shutdown)));
+        }
+        let mut message = format!("{} {}", role.name(), describe(status));
+        for line in errors.map(Tail::lines).unwrap_or_default() {
+            message.push_str("\n  ");
+            message.push_str(&line);
+        }
+        Err(Failure::of_guest(anyhow!(message)))
+    }
+
+    /// Takes in what has been written to consoles and standard errors by now.
+    pub(super) async fn hear_last_words(&mut self) {
+        let deadline = Instant::now() + LAST_WORDS;
+        let mut others = Vec::new();
+        while let Ok(Some(event)) =
+            tokio::time::timeout(Duration::from_millis(10), self.events.recv()).await
+        {
+            match event {
+                Event::Output(role, bytes) => self.keep_output(role, &bytes),
+                other => others.push(other),
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        let sender = self.sources.sender();
+        for other in others {
+            let sender = sender.clone();
+            tokio::task::spawn_local(async move {
+                let _ = sender.send(other).await;
+            });
+        }
+    }
+
+    /// The agent's connection is lost: that is rarely the cause.
+    async fn explain_loss(&mut self, reason: Option<String>) -> Failure {
+        if let Some(reason) = reason {
+            return Failure::of_guest(anyhow!("the guest's agent broke the protocol: {reason}"));
+        }
+        let deadline = Instant::now() + CAUSE;
+        loop {
+            let step = Box::pin(self.next(Some(deadline))).await;
+            match step {
+                Err(failure) => return failure,
+                Ok(Step::GuestEnded(how)) => return Failure::unasked_end(&how),
+                Ok(Step::DeadlinePassed) => {
+                    return Failure::of_guest(anyhow!("the guest's agent closed its connection"));
+                }
+                Ok(_) => {}
+            }
+        }
+    }
+}
