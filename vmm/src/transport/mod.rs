@@ -6,6 +6,7 @@
 //! serves over vhost-user. `vhost_user` carries a `VirtioDevice` to QEMU.
 
 pub mod mmio;
+pub mod vhost_user;
 pub mod vhost_user_frontend;
 
 use std::sync::Arc;

@@ -169,7 +169,7 @@ impl<'m> Bytes<'m> {
     /// `WouldBlock` if none fitted.
     pub fn send_to(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        self.transfer(|pieces| {
+        self.transfer(usize::MAX, |pieces| {
             let message = message(pieces);
             // SAFETY: the message's pieces lie in guest memory, which stays mapped while it is
             // borrowed; the kernel only reads them.
@@ -177,13 +177,13 @@ impl<'m> Bytes<'m> {
         })
     }
 
-    /// Receives from a stream socket without waiting, and takes away the bytes that were filled.
-    /// Returns how many were; 0 is end of file.
+    /// Receives at most `limit` bytes from a stream socket without waiting, and takes away the bytes
+    /// that were filled. Returns how many were; 0 is end of file, or nothing to fill.
     ///
     /// # Errors
     /// `WouldBlock` if nothing is there.
-    pub fn receive_from(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        self.transfer(|pieces| {
+    pub fn receive_from(&mut self, socket: BorrowedFd<'_>, limit: usize) -> io::Result<usize> {
+        self.transfer(limit, |pieces| {
             let mut message = message(pieces);
             // SAFETY: as in `send_to`; guest memory is written through raw pointers only, nothing
             // in this process holds a reference into it.
@@ -221,7 +221,7 @@ impl<'m> Bytes<'m> {
     ) -> io::Result<()> {
         while !self.is_empty() {
             let start = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-            let done = self.transfer(|pieces| {
+            let done = self.transfer(usize::MAX, |pieces| {
                 call(pieces.as_ptr(), libc::c_int::try_from(pieces.len()).unwrap_or(0), start)
             });
             match done {
@@ -234,15 +234,20 @@ impl<'m> Bytes<'m> {
         Ok(())
     }
 
-    /// Makes one system call over as many pieces as it takes.
-    fn transfer(&mut self, call: impl FnOnce(&mut [libc::iovec]) -> isize) -> io::Result<usize> {
+    /// Makes one system call over as many pieces as it takes, `limit` bytes at most.
+    fn transfer(
+        &mut self,
+        mut limit: usize,
+        call: impl FnOnce(&mut [libc::iovec]) -> isize,
+    ) -> io::Result<usize> {
         let mut pieces: Vec<libc::iovec> = self
             .pieces
             .iter()
             .take(MAX_PIECES)
-            .map(|piece| libc::iovec {
-                iov_base: piece.ptr_guard_mut().as_ptr().cast(),
-                iov_len: piece.len(),
+            .map(|piece| {
+                let length = piece.len().min(limit);
+                limit -= length;
+                libc::iovec { iov_base: piece.ptr_guard_mut().as_ptr().cast(), iov_len: length }
             })
             .collect();
         let done = call(&mut pieces);
@@ -337,12 +342,12 @@ mod tests {
 
         ours.write_all(b"abc").expect("writes");
         let mut bytes = readable(&memory, &[(0x10, 2), (0x20, 2)]);
-        assert_eq!(bytes.receive_from(theirs.as_fd()).expect("receives"), 3);
+        assert_eq!(bytes.receive_from(theirs.as_fd(), 100).expect("receives"), 3);
         assert_eq!(bytes.len(), 1);
-        let error = bytes.receive_from(theirs.as_fd()).expect_err("nothing there");
+        let error = bytes.receive_from(theirs.as_fd(), 100).expect_err("nothing there");
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
         drop(ours);
-        assert_eq!(bytes.receive_from(theirs.as_fd()).expect("end of file"), 0);
+        assert_eq!(bytes.receive_from(theirs.as_fd(), 100).expect("end of file"), 0);
     }
 
     proptest! {
