@@ -1,0 +1,9 @@
+//! The devices as QEMU's guest finds them: a real Linux driver on the other side of vhost-user.
+//!
+//! Needs QEMU, gcc and the guest kernel.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod block;
+mod guest;
+mod vsock;
