@@ -47,11 +47,6 @@ impl Table {
         self.connections.len() >= MAX_CONNECTIONS
     }
 
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.connections.len()
-    }
-
     /// Adds a connection and watches its socket.
     pub(super) fn insert(&mut self, key: Key, state: State, stream: UnixStream) -> io::Result<Id> {
         let id = self.next_id;
