@@ -10,4 +10,5 @@ mod bad_input;
 mod run;
 mod spec;
 mod stage;
+mod terminal;
 mod vm;

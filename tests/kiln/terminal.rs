@@ -1,0 +1,108 @@
+//! `kiln run` on a terminal.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Stdio};
+
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::pty::{OpenptyResult, Winsize, openpty};
+use nix::sys::termios::{LocalFlags, tcgetattr};
+use serde_json::json;
+
+use crate::stage::Stage;
+
+/// How long something may take on a loaded machine, in milliseconds.
+const PATIENCE: u16 = 60_000;
+
+nix::ioctl_write_ptr_bad!(set_window_size, libc::TIOCSWINSZ, Winsize);
+
+/// A user at a terminal on which kiln runs.
+struct User {
+    master: File,
+    slave: OwnedFd,
+    kiln: Child,
+    seen: String,
+}
+
+impl User {
+    fn run(stage: &Stage, size: Winsize) -> Self {
+        let OpenptyResult { master, slave } = openpty(Some(&size), None).expect("terminal");
+        let stdio = || Stdio::from(slave.try_clone().expect("descriptor"));
+        let mut command = stage.run(&[]);
+        command.stdin(stdio()).stdout(stdio()).stderr(stdio());
+        let terminal = slave.as_raw_fd();
+        let control = move || {
+            nix::unistd::setsid()?;
+            // SAFETY: plain numbers.
+            match unsafe { libc::ioctl(terminal, libc::TIOCSCTTY, 0) } {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        };
+        // SAFETY: only system calls.
+        unsafe { command.pre_exec(control) };
+        let kiln = command.spawn().expect("kiln runs");
+        Self { master: master.into(), slave, kiln, seen: String::new() }
+    }
+
+    /// Reads until the screen shows something.
+    fn see(&mut self, text: &str) {
+        let mut buffer = [0; 1024];
+        while !self.seen.contains(text) {
+            let mut polled = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
+            let ready = poll(&mut polled, PATIENCE).expect("polls");
+            assert_eq!(ready, 1, "{text:?} did not come, but {:?}", self.seen);
+            let length = self.master.read(&mut buffer).expect("reads");
+            self.seen.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+        self.seen.clear();
+    }
+
+    fn write(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).expect("writes");
+    }
+
+    fn echoes(&self) -> bool {
+        tcgetattr(self.slave.as_fd()).expect("terminal").local_flags.contains(LocalFlags::ECHO)
+    }
+}
+
+fn size(rows: u16, columns: u16) -> Winsize {
+    Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
+}
+
+#[test]
+fn terminal_is_raw_has_the_users_size_and_is_restored() {
+    let script = "trap 'echo size $(stty size)' WINCH; stty size; echo ready; \
+                  while read line; do [ \"$line\" = end ] && exit 9; done";
+    let stage = Stage::new(&["sh", "-c", script]);
+    stage.edit(|config| {
+        config["process"]["terminal"] = json!(true);
+        config["mounts"].as_array_mut().expect("list").push(json!({
+            "destination": "/dev/pts", "type": "devpts", "source": "devpts",
+            "options": ["newinstance", "ptmxmode=0666", "mode=0620"],
+        }));
+    });
+    let mut user = User::run(&stage, size(33, 111));
+    user.see("33 111\r\nready");
+    assert!(!user.echoes(), "the terminal is in raw mode");
+    // SAFETY: the kernel reads a winsize.
+    unsafe { set_window_size(user.master.as_raw_fd(), &size(40, 90)) }.expect("resized");
+    user.see("size 40 90");
+    user.write("end\r");
+    assert_eq!(user.kiln.wait().expect("ends").code(), Some(9));
+    assert!(user.echoes(), "the terminal is as it was");
+    assert!(stage.is_clean());
+}
+
+#[test]
+fn terminal_is_restored_after_a_failure() {
+    let stage = Stage::new(&["no-such-program"]);
+    stage.edit(|config| config["process"]["terminal"] = json!(true));
+    let mut user = User::run(&stage, size(24, 80));
+    user.see("no-such-program");
+    assert_eq!(user.kiln.wait().expect("ends").code(), Some(127));
+    assert!(user.echoes());
+}
