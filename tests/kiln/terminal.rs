@@ -73,11 +73,8 @@ fn size(rows: u16, columns: u16) -> Winsize {
     Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
-#[test]
-fn terminal_is_raw_has_the_users_size_and_is_restored() {
-    let script = "trap 'echo size $(stty size)' WINCH; stty size; echo ready; \
-                  while read line; do [ \"$line\" = end ] && exit 9; done";
-    let stage = Stage::new(&["sh", "-c", script]);
+/// Has the container's process run on a terminal.
+fn give_terminal(stage: &Stage) {
     stage.edit(|config| {
         config["process"]["terminal"] = json!(true);
         config["mounts"].as_array_mut().expect("list").push(json!({
@@ -85,6 +82,14 @@ fn terminal_is_raw_has_the_users_size_and_is_restored() {
             "options": ["newinstance", "ptmxmode=0666", "mode=0620"],
         }));
     });
+}
+
+#[test]
+fn terminal_is_raw_has_the_users_size_and_is_restored() {
+    let script = "trap 'echo size $(stty size)' WINCH; stty size; echo ready; \
+                  while :; do read line && [ \"$line\" = end ] && exit 9; done";
+    let stage = Stage::new(&["sh", "-c", script]);
+    give_terminal(&stage);
     let mut user = User::run(&stage, size(33, 111));
     user.see("33 111\r\nready");
     assert!(!user.echoes(), "the terminal is in raw mode");
@@ -100,7 +105,7 @@ fn terminal_is_raw_has_the_users_size_and_is_restored() {
 #[test]
 fn terminal_is_restored_after_a_failure() {
     let stage = Stage::new(&["no-such-program"]);
-    stage.edit(|config| config["process"]["terminal"] = json!(true));
+    give_terminal(&stage);
     let mut user = User::run(&stage, size(24, 80));
     user.see("no-such-program");
     assert_eq!(user.kiln.wait().expect("ends").code(), Some(127));
