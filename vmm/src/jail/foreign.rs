@@ -69,10 +69,36 @@ impl Foreign {
     ) -> Result<Self, JailError> {
         identity::check(identity)?;
         let mut shown = Vec::new();
-        for path in paths {
-            shown.extend(Shown::look_at(&path.into())?);
+        let mut seen: Vec<PathBuf> = Vec::new();
+        for path in paths.into_iter().map(Into::into) {
+            // What lies below a path that is shown already is in it, or behind the same link.
+            if seen.iter().any(|above| path.starts_with(above)) {
+                continue;
+            }
+            if let Some(look) = Shown::look_at(&path)? {
+                shown.push(look);
+                seen.push(path);
+            }
         }
         Ok(Self { identity, limits, shown })
+    }
+
+    /// Plans a jail for `program`, an absolute path: it sees [`PROGRAM_PATHS`], and if it isn't
+    /// there itself, what was installed with it (`/opt/x` for `/opt/x/bin/program`), else itself.
+    ///
+    /// # Errors
+    /// As [`Foreign::plan`]; and the program can't be found.
+    pub fn for_program(
+        identity: JailConfig,
+        limits: Limits,
+        program: &Path,
+    ) -> Result<Self, JailError> {
+        let real = fs::canonicalize(program).during("find the program to be jailed")?;
+        let bin = program.parent().filter(|parent| parent.ends_with("bin"));
+        let prefix = bin.and_then(Path::parent).filter(|prefix| prefix.parent().is_some());
+        let standard = PROGRAM_PATHS.iter().copied().map(Path::new);
+        let paths = standard.chain(prefix).chain([program, &real]);
+        Self::plan(identity, limits, paths)
     }
 
     /// Jails the calling process, which has one thread and is about to exec. What it had open it
@@ -226,6 +252,20 @@ mod tests {
             assert!(matches!(shown(path), Err(JailError::Path(_))), "{path}");
         }
         assert!(shown("/no-such-directory/file").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_program_elsewhere_is_shown_with_what_came_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let bin = dir.path().join("bin");
+        fs::create_dir(&bin).unwrap();
+        fs::write(bin.join("program"), "").unwrap();
+        let identity = identity::allocate().unwrap();
+        let limits = crate::jail::sandbox_limits();
+        let plan = Foreign::for_program(identity, limits, &bin.join("program")).unwrap();
+        let last = plan.shown.last().unwrap();
+        assert_eq!(last.path.as_bytes(), &dir.path().as_os_str().as_bytes()[1..]);
+        assert!(plan.shown.iter().filter(|shown| shown.path == c"usr".to_owned()).count() == 1);
     }
 
     #[test]
