@@ -16,7 +16,7 @@ use kiln_vmm::config::{
     MachineConfig, ShareConfig, SharedMount, SharedTree, VsockConfig,
 };
 use kiln_vmm::emulated::qemu;
-use kiln_vmm::jail::foreign::{Foreign, PROGRAM_PATHS};
+use kiln_vmm::jail::foreign::Foreign;
 use kiln_vmm::jail::{identity, sandbox_limits};
 use kiln_vmm::virtio::vsock::broker::Broker;
 
@@ -323,9 +323,7 @@ fn start_devices(
 /// # Errors
 /// It can't be jailed, or executed.
 pub fn spawn_qemu(launch: Launch, program: &Path, jail: JailConfig) -> anyhow::Result<Process> {
-    let is_shown = PROGRAM_PATHS.iter().any(|shown| program.starts_with(shown));
-    let shown = PROGRAM_PATHS.iter().map(Path::new).chain((!is_shown).then_some(program));
-    let jail = Foreign::plan(jail, sandbox_limits(), shown).context("jail of QEMU")?;
+    let jail = Foreign::for_program(jail, sandbox_limits(), program).context("jail of QEMU")?;
     launch.spawn_with(move || jail.enter()).context("QEMU")
 }
 

@@ -265,7 +265,7 @@ mod tests {
         let plan = Foreign::for_program(identity, limits, &bin.join("program")).unwrap();
         let last = plan.shown.last().unwrap();
         assert_eq!(last.path.as_bytes(), &dir.path().as_os_str().as_bytes()[1..]);
-        assert!(plan.shown.iter().filter(|shown| shown.path == c"usr".to_owned()).count() == 1);
+        assert_eq!(plan.shown.iter().filter(|shown| *shown.path == *c"usr").count(), 1);
     }
 
     #[test]
