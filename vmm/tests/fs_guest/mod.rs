@@ -205,6 +205,7 @@ impl Guest {
             .args(["-M", "microvm,rtc=off,acpi=off,memory-backend=mem"])
             .args(["-object", "memory-backend-memfd,id=mem,size=512M,share=on"])
             .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"])
+            .args(["-global", "virtio-mmio.force-legacy=false"])
             .args(["-serial", "stdio", "-kernel"])
             .arg(kernel())
             .arg("-initrd")
