@@ -49,9 +49,10 @@ pub fn monitor(config: Internal) -> anyhow::Result<ExitCode> {
 
 /// `kiln vmm`.
 pub fn vmm(config: Internal) -> anyhow::Result<ExitCode> {
-    let _config: kiln_vmm::config::MachineConfig = config.read()?;
+    let config: kiln_vmm::config::MachineConfig = config.read()?;
     rename(c"kiln-vmm");
-    bail!("this build has no kvm engine")
+    kiln_vmm::kvm::run(config)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// `kiln devices`.

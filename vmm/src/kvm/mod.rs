@@ -23,6 +23,7 @@ mod kick;
 pub mod layout;
 mod machine;
 mod ports;
+mod process;
 mod registers;
 mod serial;
 mod vcpu;
@@ -33,6 +34,7 @@ mod tests;
 pub use boot::{BootError, EntryPoint, Kernel};
 pub use host::check_host;
 pub use machine::{DeviceGroup, ExitHook, Machine, Stopper};
+pub use process::run;
 
 /// The most processors that a machine can have.
 pub const MAX_CPUS: u8 = 32;
@@ -73,6 +75,28 @@ pub enum KvmError {
     /// What is booted.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// A descriptor of the configuration.
+    #[error("file descriptor {number} of the configuration {problem}")]
+    Descriptor {
+        /// Its number.
+        number: i32,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The process could not jail itself.
+    #[error("cannot enter the jail: {0}")]
+    Jail(String),
+    /// A device can't be made of what the configuration has for it.
+    #[error("{name}: {reason}")]
+    Device {
+        /// Which.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// The process that serves a share is gone.
+    #[error("the process that serves the share {0:?} ended before the guest")]
+    ShareLost(String),
     /// It was told to stop before the guest ended.
     #[error("stopped before the guest ended")]
     Stopped,

@@ -1,0 +1,220 @@
+//! `kiln vmm`: the process of the kvm engine, as the monitor starts it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::fs::{self, File};
+use std::io::{Seek, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use kiln_selftest_guests as guests;
+use kiln_vmm::config::{
+    BootConfig, ConsoleConfig, ConsoleKind, Entry, GuestEnd, InheritedFd, JailConfig,
+    MachineConfig, VmmEvent,
+};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
+
+/// A vmm process and the monitor's end of its control socket.
+struct Vmm {
+    process: Child,
+    control: OwnedFd,
+    output: std::io::PipeReader,
+}
+
+fn inherited(fd: &impl AsFd) -> InheritedFd {
+    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+    InheritedFd(fd.as_fd().as_raw_fd())
+}
+
+fn file_of(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file.rewind().unwrap();
+    file
+}
+
+impl Vmm {
+    fn start(kernel: &[u8], cpus: u8) -> Self {
+        Self::start_with(kernel, cpus, |_| ())
+    }
+
+    fn start_with(kernel: &[u8], cpus: u8, change: impl FnOnce(&mut MachineConfig)) -> Self {
+        let kvm = File::options().read(true).write(true).open("/dev/kvm");
+        let kvm = kvm.expect("these tests need /dev/kvm");
+        let kernel = file_of(kernel);
+        let (output, guest_end) = std::io::pipe().unwrap();
+        let (control, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .unwrap();
+        let mut config = MachineConfig {
+            id: "test".into(),
+            kvm: inherited(&kvm),
+            memory_mib: 64,
+            cpus,
+            boot: BootConfig {
+                kernel: inherited(&kernel),
+                initrd: None,
+                cmdline: String::new(),
+                entry: Entry::Auto,
+            },
+            console: ConsoleConfig {
+                kind: ConsoleKind::Serial,
+                input: None,
+                output: Some(inherited(&guest_end)),
+            },
+            disks: Vec::new(),
+            shares: Vec::new(),
+            vsock: None,
+            jail: JailConfig { uid: 65_000, gid: 65_000 },
+            control: inherited(&theirs),
+        };
+        change(&mut config);
+        let config = file_of(&serde_json::to_vec(&config).unwrap());
+        let process = Command::new(env!("CARGO_BIN_EXE_kiln"))
+            .args(["vmm", "--config-fd", &inherited(&config).0.to_string()])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { process, control, output }
+    }
+
+    /// What it tells the monitor next; nothing when it has ended.
+    fn event(&self) -> Option<VmmEvent> {
+        let mut packet = vec![0; 1 << 16];
+        let length = recv(self.control.as_raw_fd(), &mut packet, MsgFlags::empty()).unwrap();
+        (length > 0).then(|| serde_json::from_slice(&packet[..length]).unwrap())
+    }
+
+    /// Waits until the guest has written a line to its console.
+    fn wait_for_line(&mut self) -> String {
+        use std::io::{BufRead, BufReader};
+        let mut line = String::new();
+        BufReader::new(&mut self.output).read_line(&mut line).unwrap();
+        line
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        self.process.wait().unwrap()
+    }
+
+    fn status_line(&self, name: &str) -> String {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_start_matches(':').split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    fn thread_names(&self) -> Vec<String> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
+        let mut names: Vec<_> = threads
+            .map(|thread| fs::read_to_string(thread.unwrap().path().join("comm")).unwrap())
+            .map(|name| name.trim().to_owned())
+            // Threads of the kernel's own, for machines.
+            .filter(|name| !name.starts_with("kvm-"))
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn the_monitor_is_told_how_the_guest_ended() {
+    let ends = [
+        (guests::SHUTDOWN, GuestEnd::Shutdown),
+        (guests::RESET, GuestEnd::Reset),
+        (guests::TRIPLE_FAULT, GuestEnd::TripleFault),
+    ];
+    for (guest, how) in ends {
+        let mut vmm = Vmm::start(guest.image, 1);
+        assert_eq!(vmm.event(), Some(VmmEvent::Running), "{}", guest.name);
+        assert_eq!(vmm.event(), Some(VmmEvent::Ended { how }), "{}", guest.name);
+        assert_eq!(vmm.event(), None);
+        assert!(vmm.wait().success());
+    }
+}
+
+#[test]
+fn it_runs_its_guest_without_privileges_and_ends_with_its_monitor() {
+    let mut vmm = Vmm::start(guests::SPIN.image, 3);
+    assert_eq!(vmm.event(), Some(VmmEvent::Running));
+    vmm.wait_for_line();
+    assert_eq!(vmm.status_line("CapEff"), "0000000000000000");
+    assert_eq!(vmm.status_line("CapBnd"), "0000000000000000");
+    assert_eq!(vmm.status_line("NoNewPrivs"), "1");
+    assert_eq!(vmm.status_line("Seccomp"), "2");
+    assert_eq!(vmm.status_line("Uid"), "65000 65000 65000 65000");
+    assert_eq!(vmm.thread_names(), ["kiln-vmm", "serial", "vcpu0", "vcpu1", "vcpu2"]);
+    let (ours, _) = std::io::pipe().unwrap();
+    vmm.control = ours.into();
+    vmm.wait();
+}
+
+#[test]
+fn what_is_wrong_is_said_once_and_whole() {
+    let mut vmm = Vmm::start(b"#!/bin/sh", 1);
+    let not_elf = "kernel: it is not an ELF file".to_owned();
+    let failed = vmm.event();
+    assert!(
+        matches!(&failed, Some(VmmEvent::Failed { message }) if message.starts_with(&not_elf)),
+        "{failed:?}"
+    );
+    assert_eq!(vmm.event(), None);
+    assert_eq!(vmm.wait().code(), Some(1));
+
+    type Change = fn(&mut MachineConfig);
+    let refusals: [(Change, &str); 4] = [
+        (|config| config.cpus = 33, "33 vCPUs: it must be between 1 and 32"),
+        (|config| config.memory_mib = 0, "guest memory of 0 MiB"),
+        (|config| config.boot.kernel = config.kvm, "is named twice"),
+        (|config| config.boot.kernel = InheritedFd(1000), "descriptor 1000 of the configuration"),
+    ];
+    for (change, reason) in refusals {
+        let mut vmm = Vmm::start_with(guests::SHUTDOWN.image, 1, change);
+        let failed = vmm.event();
+        assert!(
+            matches!(&failed, Some(VmmEvent::Failed { message }) if message.contains(reason)),
+            "{reason}: {failed:?}"
+        );
+        assert_eq!(vmm.wait().code(), Some(1));
+    }
+}
+
+#[test]
+fn a_guest_that_kvm_cannot_run_is_described() {
+    // In protected mode, by PVH, and 64-bit alike: a jump to where no memory is.
+    let mut vmm = Vmm::start(&jump_to_nowhere(), 1);
+    assert_eq!(vmm.event(), Some(VmmEvent::Running));
+    let ended = vmm.event();
+    let Some(VmmEvent::Ended { how: GuestEnd::Broken { reason, registers } }) = ended else {
+        panic!("{ended:?}")
+    };
+    assert!(reason.contains("KVM_EXIT_INTERNAL_ERROR"), "{reason}");
+    assert!(registers.iter().any(|line| line.starts_with("rip ")), "{registers:#?}");
+    vmm.wait();
+}
+
+/// An ELF of one segment at 1 MiB: `mov eax, 0xe0000000; jmp rax`.
+fn jump_to_nowhere() -> Vec<u8> {
+    const LOAD: u64 = 0x10_0000;
+    let code = [0xb8, 0, 0, 0, 0xe0, 0xff, 0xe0];
+    let mut image = b"\x7fELF\x02\x01\x01".to_vec();
+    image.resize(16, 0);
+    image.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+    image.extend(LOAD.to_le_bytes());
+    image.extend(64u64.to_le_bytes());
+    image.extend([0; 12]);
+    image.extend([64, 0, 56, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    image.extend([1, 0, 0, 0, 7, 0, 0, 0]);
+    for field in [120, LOAD, LOAD, code.len() as u64, code.len() as u64, 16] {
+        image.extend(field.to_le_bytes());
+    }
+    image.extend(code);
+    image
+}
