@@ -8,6 +8,8 @@
 
 pub mod block;
 pub mod buffers;
+#[cfg(test)]
+pub(crate) mod chains;
 pub mod console;
 pub mod fs;
 #[cfg(test)]

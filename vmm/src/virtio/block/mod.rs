@@ -26,3 +26,6 @@ mod request;
 
 pub use device::Block;
 pub use disk::OpenError;
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
 
 use super::BUFFER_SIZE;
-use super::packet::Header;
+use super::packet::{Header, SHUTDOWN_SEND};
 use crate::virtio::buffers::Bytes;
 
 /// Bytes forwarded that the guest doesn't know of yet, from which on it is told.
@@ -129,7 +129,10 @@ impl Connection {
 
     /// Whether there is something for the guest, as far as is known without looking.
     pub(super) fn has_for_guest(&self) -> bool {
-        self.readable && self.state == State::Established && !self.guest_takes_none
+        self.readable
+            && self.state == State::Established
+            && !self.guest_takes_none
+            && self.shutdown_told & SHUTDOWN_SEND == 0
     }
 
     /// Reads from the host straight into guest memory, at most the guest's credit. 0 is the end.

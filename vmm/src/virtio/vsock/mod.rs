@@ -41,3 +41,6 @@ pub const BUFFER_SIZE: u32 = 256 << 10;
 
 /// How many answers wait for the guest's receive buffers before no more packets are taken from it.
 pub const MAX_REPLIES: usize = 256;
+
+#[cfg(test)]
+mod tests;
