@@ -9,6 +9,7 @@
 mod binds;
 mod fields;
 mod id;
+mod mountpoints;
 mod refusals;
 mod sizing;
 
@@ -122,6 +123,17 @@ impl Bundle {
     /// The value of an annotation.
     pub fn annotation(&self, name: &str) -> Option<&str> {
         self.spec.annotations().as_ref()?.get(name).map(String::as_str)
+    }
+
+    /// Makes missing mount points where the guest can't.
+    ///
+    /// # Errors
+    /// The root file system can't be opened.
+    pub fn make_mountpoints(&self) -> io::Result<()> {
+        if self.rootfs_read_only {
+            mountpoints::make(&self.rootfs, &self.spec, &self.binds)?;
+        }
+        Ok(())
     }
 
     /// The process gets a terminal.

@@ -77,6 +77,7 @@ pub fn run(global: &Global, run: Run) -> anyhow::Result<ExitCode> {
     let artefacts = Artefacts::find(global.lib_dir.as_deref().or(settings.lib_dir.as_deref()))?;
     let (kernel, agent) = (artefacts.open_kernel()?, artefacts.open_agent()?);
     let state = StateDir::create(&global.root, &run.id)?;
+    bundle.make_mountpoints().context("root.path")?;
 
     let (client, command) = Client::new()?;
     let mut launch = Launch::monitor(&global.for_parts());

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid};
 
-use super::resolve;
+use kiln_rooted as resolve;
 
 /// Directories deeper than this are not copied: a root file system that is not trusted may nest
 /// them until the agent's stack ends.

@@ -18,9 +18,9 @@ use kiln_protocol::FailurePhase;
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, makedev};
 
-use super::resolve::{self, Kind};
 use super::tree;
 use crate::failure::{During, Failure};
+use kiln_rooted::{self as resolve, Kind};
 
 /// A device node to make.
 #[derive(Debug, Clone, PartialEq, Eq)]

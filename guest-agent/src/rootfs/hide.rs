@@ -7,9 +7,9 @@ use std::path::Path;
 use kiln_protocol::FailurePhase;
 use rustix::fs::FileType;
 
-use super::resolve;
 use super::tree::{self, Attributes};
 use crate::failure::{During, Failure};
+use kiln_rooted as resolve;
 
 /// Makes `path` below `root` unreadable: a directory becomes an empty read-only one, anything else
 /// becomes `null`. A path that does not exist needs no hiding.

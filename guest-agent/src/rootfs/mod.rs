@@ -2,9 +2,9 @@
 //!
 //! Everything is done in the container's own mount namespace by its first process, while the agent's
 //! tree is still its root. The root file system and the bind mounts come as detached mounts that the
-//! agent took from the share (which is closed to the container's users); all targets are found by
-//! [`resolve`] below the root file system, whose links are not trusted; at the end the process pivots
-//! into it and the agent's tree is gone.
+//! agent took from the share (which is closed to the container's users); all targets are
+//! [found](kiln_rooted) below the root file system, whose links are not trusted; at the end the
+//! process pivots into it and the agent's tree is gone.
 //!
 //! What is asked to be read-only and belongs to the guest becomes so last, so that mounts can be
 //! made inside it, whatever their order.
@@ -14,7 +14,6 @@ pub mod devices;
 mod hide;
 mod options;
 mod plan;
-pub mod resolve;
 pub mod terminal;
 pub mod tree;
 
@@ -24,12 +23,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use kiln_protocol::FailurePhase;
+use kiln_rooted::{self as resolve, Kind};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 pub use plan::{MountPlan, MountSource, RootfsPlan};
 
 use crate::failure::{During, Failure};
-use resolve::Kind;
 use terminal::Terminal;
 use tree::Attributes;
 

@@ -9,8 +9,8 @@ use kiln_protocol::WindowSize;
 use rustix::fs::OFlags;
 
 use super::devices::{self, Node};
-use super::resolve::{self, Kind};
 use super::tree;
+use kiln_rooted::{self as resolve, Kind};
 
 /// Both ends of a pseudo-terminal.
 #[derive(Debug)]
