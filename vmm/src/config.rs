@@ -145,7 +145,8 @@ pub struct VsockConfig {
     /// The device's end of the broker socket (`virtio::vsock`): a `SOCK_SEQPACKET` Unix socket over
     /// which connections are passed as file descriptors, both ways.
     pub broker: InheritedFd,
-    /// The host ports that the guest may connect to. Any other is refused.
+    /// The host ports that the guest may connect to, each once in the device's life. Any other
+    /// connection is refused.
     pub host_ports: Vec<u32>,
 }
 

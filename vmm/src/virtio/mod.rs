@@ -29,7 +29,8 @@ pub enum Event {
     /// The driver rang the doorbell of this queue. After activation a transport rings each queue
     /// once by itself, so that nothing made available early is missed.
     Queue(u16),
-    /// [`VirtioDevice::host_events`] is readable.
+    /// [`VirtioDevice::host_events`] is readable. A transport may also say so while the driver is
+    /// away: the queues are then not [ready](virtio_queue::QueueT::ready).
     Host,
 }
 

@@ -36,3 +36,6 @@ mod session;
 mod vring;
 
 pub use serve::{ServeError, serve};
+
+#[cfg(test)]
+mod tests;
