@@ -7,6 +7,7 @@
 #![allow(clippy::expect_used)]
 
 mod bad_input;
+mod jail;
 mod run;
 mod spec;
 mod stage;

@@ -41,7 +41,7 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// The pids of processes whose command line or environment mentions a path, but this one.
-fn processes_of(stage: &Stage) -> Vec<i32> {
+pub fn processes_of(stage: &Stage) -> Vec<i32> {
     let mark = stage.root().to_string_lossy().into_owned().into_bytes();
     let mentions = |text: Vec<u8>| text.windows(mark.len()).any(|part| part == mark);
     let own = i32::try_from(std::process::id()).expect("a pid");

@@ -75,7 +75,7 @@ impl Device {
                 )
             }
             Self::Vsock { .. } => format!("vhost-user-vsock-device,chardev={chardev}"),
-            Self::Block { .. } => format!("vhost-user-blk-device,chardev={chardev}"),
+            Self::Block { .. } => format!("vhost-user-blk,chardev={chardev}"),
         }
     }
 }
