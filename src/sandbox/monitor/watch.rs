@@ -96,11 +96,8 @@ impl Monitor {
     }
 
     fn keep_output(&mut self, role: Role, bytes: &[u8]) {
-        if role == Role::Console {
-            self.console.push(bytes);
-            return;
-        }
         match self.errors.iter_mut().find(|(r, _)| *r == role) {
+            _ if role == Role::Console => self.console.push(bytes),
             Some((_, tail)) => tail.push(bytes),
             None => {
                 let mut tail = Tail::default();
@@ -115,7 +112,9 @@ impl Monitor {
 
     /// What the end of a process means.
     async fn process_ended(&mut self, role: Role) -> Result<Option<Step>, Failure> {
-        self.hear_last_words().await;
+        if !self.ending {
+            self.hear_last_words().await;
+        }
         let status = self.machine.process(role).map(Process::try_wait);
         let Some(Ok(Some(status))) = status else { return Ok(None) };
         tracing::debug!(role = role.name(), status = describe(status), "process ended");
