@@ -15,6 +15,7 @@ use kiln_vmm::config::{
     BootConfig, ConsoleConfig, ConsoleKind, DevicesConfig, Entry, FsConfig, JailConfig,
     MachineConfig, ShareConfig, SharedMount, SharedTree, VsockConfig,
 };
+use kiln_vmm::emulated::clock::Meter;
 use kiln_vmm::emulated::qemu;
 use kiln_vmm::jail::foreign::Foreign;
 use kiln_vmm::jail::{identity, sandbox_limits};
@@ -114,13 +115,15 @@ pub struct Parts<'a> {
 /// What is missing on the host, named, with the mend.
 pub fn start(parts: Parts<'_>) -> anyhow::Result<(Machine, Broker)> {
     let mut machine = Machine::default();
+    let emulated = parts.guest.engine == Engine::Emulated;
+    let clock = emulated.then(Meter::begin).flatten();
     let jail = identity::allocate()?;
     let (broker, device_broker) = Broker::pair().context("vsock broker")?;
     let share = start_fs(&parts, &mut machine).context("file system process")?;
     let vsock = Vsock { broker: device_broker, jail };
     match parts.guest.engine {
         Engine::Kvm => start_vmm(parts, share, vsock, &mut machine).context("machine process")?,
-        Engine::Emulated => start_qemu(parts, share, vsock, &mut machine)?,
+        Engine::Emulated => start_qemu(parts, share, vsock, clock, &mut machine)?,
     }
     Ok((machine, broker))
 }
@@ -200,9 +203,9 @@ fn vsock_config(launch: &mut Launch, broker: OwnedFd) -> VsockConfig {
     }
 }
 
-/// The kernel's command line; `reboot` is how this machine's guests restart.
-fn cmdline(reboot: &str, more: &str) -> String {
-    format!("console=ttyS0 quiet panic=-1 {reboot} {more}").trim_end().to_owned()
+/// The kernel's command line: `machine` is what is particular to this one.
+fn cmdline(machine: &str, more: &str) -> String {
+    format!("console=ttyS0 quiet panic=-1 {machine} {more}").trim_end().to_owned()
 }
 
 fn start_vmm(
@@ -267,6 +270,7 @@ fn start_qemu(
     parts: Parts<'_>,
     share: UnixStream,
     vsock: Vsock,
+    clock: Option<Meter>,
     machine: &mut Machine,
 ) -> anyhow::Result<()> {
     let jail = vsock.jail;
@@ -280,12 +284,13 @@ fn start_qemu(
         qemu::Device::Vsock { socket: launch.give(connection) },
     ];
     let kernel = readable_by_all(parts.kernel).context("guest kernel")?;
+    let clock = clock.map(Meter::kernel_args).unwrap_or_default();
     let qemu = qemu::Machine {
         memory_mib: parts.guest.memory_mib,
         cpus: parts.guest.cpus,
         kernel: launch.give(kernel),
         initrd: Some(launch.give(parts.initrd)),
-        cmdline: cmdline("reboot=t", &parts.guest.kernel_args),
+        cmdline: cmdline(&format!("reboot=t {clock}"), &parts.guest.kernel_args),
         devices,
         log_resets: false,
     };

@@ -3,5 +3,6 @@
 //! It is for development and tests on hosts whose KVM can't run Linux, and no security boundary:
 //! QEMU's software CPU has never been one.
 
+pub mod clock;
 pub mod devices;
 pub mod qemu;

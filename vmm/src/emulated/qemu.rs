@@ -102,7 +102,7 @@ impl Machine {
         add("-display", "none");
         add("-monitor", "none");
         add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-        add("-M", "microvm,rtc=off,acpi=off,memory-backend=memory");
+        add("-M", "microvm,rtc=on,acpi=off,memory-backend=memory");
         add("-global", "virtio-mmio.force-legacy=false");
         add("-accel", "tcg,thread=multi");
         add("-cpu", "max");
