@@ -292,7 +292,7 @@ fn start_qemu(
         initrd: Some(launch.give(parts.initrd)),
         cmdline: cmdline(&format!("reboot=t {clock}"), &parts.guest.kernel_args),
         devices,
-        log_resets: false,
+        foreign_kernel: false,
     };
     let (console, their_console) = io::pipe()?;
     parts.sources.watch_output(Role::Console, console.into())?;

@@ -17,7 +17,7 @@ use super::{Disk, End, Machine};
 use crate::process::{Launch, Process, describe};
 use crate::sandbox::machine::{find_program, readable_by_all, spawn_qemu};
 use crate::sandbox::packet;
-use crate::sandbox::tail::Tail;
+use crate::sandbox::tail::{self, Tail};
 use crate::state::StateDir;
 
 /// What running a machine takes besides it.
@@ -57,7 +57,7 @@ pub fn run(machine: Machine, host: &Host<'_>) -> anyhow::Result<End> {
             .into_iter()
             .map(|socket| qemu::Device::Block { socket: launch.give(socket) })
             .collect(),
-        log_resets: true,
+        foreign_kernel: true,
     };
     // QEMU makes its standard streams non-blocking, which the caller's must not become.
     let input = match &console {
@@ -81,7 +81,12 @@ pub fn run(machine: Machine, host: &Host<'_>) -> anyhow::Result<End> {
     let errors = errors.join().unwrap_or_default();
     match qemu::end(status.code(), &errors.text()) {
         Some(how) => Ok(End::Guest(how)),
-        None => bail!("QEMU {}\n  {}", describe(status), errors.lines().join("\n  ")),
+        None => {
+            let text = errors.text();
+            let messages: Vec<_> = qemu::messages(&text).map(tail::printable).collect();
+            let said = if messages.is_empty() { errors.lines() } else { messages };
+            bail!("QEMU {}\n  {}", describe(status), said.join("\n  "))
+        }
     }
 }
 

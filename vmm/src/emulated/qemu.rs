@@ -9,7 +9,7 @@
 //! A write to [`POWER_OFF_PORT`] ends QEMU with an odd status, which nothing else does but a failure
 //! of its own (status 1), so the value 0 isn't told from one: what was written is
 //! irrelevant, and a failure comes with a message instead of a reset log. A reset ends QEMU with
-//! status 0 because of `-no-reboot`; with [`Machine::log_resets`] its log on standard error tells a
+//! status 0 because of `-no-reboot`; with [`Machine::foreign_kernel`] its log on standard error tells a
 //! triple fault from a reset that was asked for.
 
 use crate::config::{GuestEnd, InheritedFd, POWER_OFF_PORT};
@@ -32,8 +32,9 @@ pub struct Machine {
     pub cmdline: String,
     /// Devices that other processes serve.
     pub devices: Vec<Device>,
-    /// Have QEMU log resets on standard error, so that [`end`] knows why.
-    pub log_resets: bool,
+    /// The kernel is not kiln's own: it may reset the machine through the keyboard controller, which
+    /// is there for that only, and QEMU logs resets on standard error, so that [`end`] knows why.
+    pub foreign_kernel: bool,
 }
 
 /// A device and the Unix stream socket, connected, to the process that serves it over vhost-user.
@@ -122,7 +123,8 @@ impl Machine {
             add("-chardev", &format!("socket,id={name},fd={}", device.socket().0));
             add("-device", &device.definition(&name));
         }
-        if self.log_resets {
+        if self.foreign_kernel {
+            add("-device", "i8042");
             add("-d", "cpu_reset");
         }
         arguments
@@ -150,9 +152,15 @@ pub fn end(status: Option<i32>, errors: &str) -> Option<GuestEnd> {
     }
 }
 
-/// Whether QEMU explains a failure: its messages begin with the name it was started by.
+/// Whether QEMU explains a failure.
 fn says_failure(errors: &str) -> bool {
-    errors.lines().any(|line| line.starts_with("qemu") && line.contains(": "))
+    messages(errors).next().is_some()
+}
+
+/// QEMU's own messages among what it wrote to standard error: they begin with the name it was
+/// started by, which the reset log's lines don't.
+pub fn messages(errors: &str) -> impl Iterator<Item = &str> {
+    errors.lines().filter(|line| line.starts_with("qemu") && line.contains(": "))
 }
 
 #[cfg(test)]
@@ -171,7 +179,7 @@ mod tests {
                 Device::Fs { tag: "a,b".to_owned(), socket: InheritedFd(9) },
                 Device::Vsock { socket: InheritedFd(10) },
             ],
-            log_resets: false,
+            foreign_kernel: false,
         };
         let arguments = machine.arguments();
         let has = |option: &str, value: &str| {
