@@ -2,7 +2,7 @@
 //!
 //! What each costs on one ordinary machine, as time within the process: mount and pivot 0.15 ms,
 //! ipc 0.04, uts 0.01, cgroup 0.01, user 0.02, pid 0.01 (but 0.2 with a fork of one's own), network
-//! 0.55 and as much again in the kernel's threads when it ends.
+//! 0.55.
 
 use std::fs::{self, File};
 use std::io;
