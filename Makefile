@@ -5,14 +5,13 @@ OUT     := out
 LIB     := $(OUT)/lib/kiln
 export KILN_LIB_DIR := $(CURDIR)/$(LIB)
 
-.PHONY: help build demo test bench fuzz lint kernel setup setup-tests clean
+.PHONY: help build demo test bench lint kernel setup setup-tests clean
 
 help:
 	@echo "make build   install what is missing; build the guest kernel, the agent and kiln into $(OUT)/"
 	@echo "make demo    build a real C project and run its tests inside a microVM, then hostile steps"
 	@echo "make test    format, lints, licences and every test"
 	@echo "make bench   start-up, memory and stdio figures, against a second command in the same run"
-	@echo "make fuzz    fuzz every parser of hostile bytes (SECONDS_EACH=600)"
 
 setup:
 	@setup/install
@@ -46,9 +45,6 @@ test: setup-tests build lint
 bench: build
 	@cargo bench --locked --bench start
 	@cargo bench --locked --bench steps
-
-fuzz: setup
-	@fuzz/run
 
 clean:
 	@rm -rf target $(OUT)
