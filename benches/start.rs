@@ -76,8 +76,9 @@ fn write(folder: &Path, guest: Guest) -> Result<PathBuf> {
 
 /// Builds the floor, which is another package's binary, beside kiln's.
 fn build_floor() -> Result<PathBuf> {
+    let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--release", "--package", FLOOR])
+        .args(["build", "--quiet", "--profile", profile, "--package", FLOOR])
         .status()
         .context("cargo")?;
     ensure!(status.success(), "the floor does not build");

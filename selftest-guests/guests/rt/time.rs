@@ -9,7 +9,7 @@ pub fn ticks() -> u64 {
 
 /// Waits until `done`, for some seconds at most. Whether it is done.
 pub fn wait_until(mut done: impl FnMut() -> bool) -> bool {
-    const LIMIT: u64 = 20_000_000_000;
+    const LIMIT: u64 = 200_000_000_000;
     let start = ticks();
     while !done() {
         if ticks().wrapping_sub(start) > LIMIT {

@@ -1,12 +1,14 @@
 //! The guests that drive virtio devices: interrupts by irqfd, doorbells by ioeventfd, each device on
 //! its own thread.
 
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
 
-use kiln_selftest_guests::{RNG_AND_CONSOLE, VIRTIO_DISCOVERY};
+use kiln_selftest_guests::{BLOCK, RNG_AND_CONSOLE, VIRTIO_DISCOVERY};
 use kiln_vmm::config::{Entry, GuestEnd};
 use kiln_vmm::kvm::{DeviceGroup, layout};
+use kiln_vmm::virtio::block::Block;
 use kiln_vmm::virtio::console::Console;
 use kiln_vmm::virtio::rng::Rng;
 
@@ -50,4 +52,51 @@ fn entropy_is_drawn_and_the_console_echoes() {
     let mut said = String::new();
     output.read_to_string(&mut said).unwrap();
     assert_eq!(said, "hello from the guest\ntyped by the host\n");
+}
+
+/// Every 8-byte word holds its own number.
+fn numbered_disk(sectors: u64) -> Vec<u8> {
+    (0..sectors * 64).flat_map(u64::to_le_bytes).collect()
+}
+
+fn file_of(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+fn bytes_of(mut file: File) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    file.rewind().unwrap();
+    file.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn disks_are_read_written_and_flushed() {
+    let before = numbered_disk(1024);
+    let (writable, read_only) = (file_of(&before), file_of(&before));
+    let mut machine = machine(1);
+    for (file, is_read_only) in [(&writable, false), (&read_only, true)] {
+        let disk = Block::new(file.try_clone().unwrap(), is_read_only, "self-test").unwrap();
+        machine.add_device(Box::new(disk), DeviceGroup::Storage).unwrap();
+    }
+    let outcome = run(machine, BLOCK, "", Entry::Auto);
+    let reads = ["read"; 3].into_iter().chain(["read past the end"; 3]);
+    let expected: Vec<_> = [
+        vec!["capacity"],
+        reads.clone().collect(),
+        vec!["unknown request", "write and read", "flush feature", "flush"],
+        vec!["reads at a time", "reset", "capacity"],
+        reads.collect(),
+        vec!["unknown request", "write to a read-only disk", "reads at a time", "reset"],
+    ]
+    .concat();
+    assert_eq!(outcome.all_ok(), expected);
+
+    let mut after = before.clone();
+    let half = before.len() / 2;
+    after[half..half + 64 * 512].iter_mut().for_each(|byte| *byte = !*byte);
+    assert!(bytes_of(writable) == after, "the guest's writes are not all there");
+    assert!(bytes_of(read_only) == before, "the read-only disk has changed");
 }

@@ -5,6 +5,7 @@
 
 mod devices;
 mod processors;
+mod vsock;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -18,7 +19,7 @@ use kiln_vmm::config::{Entry, GuestEnd};
 use kiln_vmm::kvm::{Kernel, Machine};
 
 /// A guest that takes this long hangs.
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_secs(400);
 
 /// How a guest ended and what it said.
 #[derive(Debug)]
