@@ -131,3 +131,22 @@ fn end_of_the_connection_ends_everything() {
     drop(guest);
     assert_eq!(output.read(&mut text).expect("the stream ends"), 0);
 }
+
+#[test]
+fn input_may_be_complete_before_there_is_a_container() {
+    let mut guest = Guest::start();
+    let (stdin, stdout) = (guest.token(), guest.token());
+    let mut input = guest.connect(stdin);
+    input.write_all(b"early\n").expect("writes");
+    drop(input);
+    let mut output = guest.connect(stdout);
+    let stdio = Stdio::Pipes { stdin: Some(stdin), stdout: Some(stdout), stderr: None };
+    guest.create(&shell("sleep 0.2; exec cat"), Vec::new(), stdio);
+    assert!(matches!(guest.receive(), FromAgent::Created { .. }));
+    guest.start_container();
+    assert!(matches!(guest.receive(), FromAgent::Started { .. }));
+    let mut text = String::new();
+    output.read_to_string(&mut text).expect("reads");
+    assert_eq!(text, "early\n");
+    assert_eq!(guest.wait(), ExitStatus::Code(0));
+}
