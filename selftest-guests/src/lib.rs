@@ -52,7 +52,7 @@ guests! {
     BLOCK = "block";
     /// The vsock device: `vsock_refused=PORT`, `vsock_port=PORT` with `vsock_bytes=N` (all of which
     /// the host sends back), `vsock_listen=PORT` (the guest sends back what the host sends). It
-    /// wants the host's credit to run out: the host must be slow to read.
+    /// wants the host's credit to run out and says when it has: the host must not read before.
     VSOCK = "vsock";
     /// The entropy device and the virtio console, those that are there: says `hello from the
     /// guest`, and with the word `echo` sends back one line.

@@ -7,7 +7,7 @@ pub fn ticks() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Waits until `done`, for some seconds at most. Whether it is done.
+/// Waits until `done`, for a minute or so at most: the host may be busy. Whether it is done.
 pub fn wait_until(mut done: impl FnMut() -> bool) -> bool {
     const LIMIT: u64 = 200_000_000_000;
     let start = ticks();

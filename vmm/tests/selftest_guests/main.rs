@@ -8,7 +8,7 @@ mod processors;
 mod vsock;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::thread;
@@ -50,13 +50,24 @@ fn kernel(guest: Guest, cmdline: &str, entry: Entry) -> Kernel {
 }
 
 /// Runs a guest to its end on a machine that has its devices.
-fn run(mut machine: Machine, guest: Guest, cmdline: &str, entry: Entry) -> Outcome {
-    let (mut output, guest_end) = std::io::pipe().unwrap();
+fn run(machine: Machine, guest: Guest, cmdline: &str, entry: Entry) -> Outcome {
+    run_and_watch(machine, guest, cmdline, entry, |_| {})
+}
+
+/// The same; `watch` sees each line when it comes.
+fn run_and_watch(
+    mut machine: Machine,
+    guest: Guest,
+    cmdline: &str,
+    entry: Entry,
+    mut watch: impl FnMut(&str) + Send + 'static,
+) -> Outcome {
+    let (output, guest_end) = std::io::pipe().unwrap();
     machine.add_serial(None, Some(OwnedFd::from(guest_end))).unwrap();
     machine.boot(kernel(guest, cmdline, entry)).unwrap();
-    let text = thread::spawn(move || {
-        let mut text = String::new();
-        output.read_to_string(&mut text).map(|_| text)
+    let lines = thread::spawn(move || {
+        let lines = BufReader::new(output).lines().map(Result::unwrap);
+        lines.inspect(|line| watch(line)).collect::<Vec<_>>()
     });
     let stopper = machine.stopper();
     let (ended, wait) = mpsc::channel::<()>();
@@ -68,7 +79,7 @@ fn run(mut machine: Machine, guest: Guest, cmdline: &str, entry: Entry) -> Outco
     let end = machine.run();
     drop(ended);
     deadline.join().unwrap();
-    let text = text.join().unwrap().unwrap();
-    let end = end.unwrap_or_else(|error| panic!("{} {entry:?}: {error}\n{text}", guest.name));
-    Outcome { end, lines: text.lines().map(str::to_owned).collect() }
+    let lines = lines.join().unwrap();
+    let end = end.unwrap_or_else(|error| panic!("{} {entry:?}: {error}\n{lines:#?}", guest.name));
+    Outcome { end, lines }
 }

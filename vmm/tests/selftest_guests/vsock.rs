@@ -1,9 +1,9 @@
-//! The guest that drives the vsock device, with a host that reads slowly.
+//! The guest that drives the vsock device, with a host that reads late.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
 
 use kiln_selftest_guests::VSOCK;
 use kiln_vmm::config::Entry;
@@ -11,7 +11,7 @@ use kiln_vmm::kvm::{DeviceGroup, Machine};
 use kiln_vmm::virtio::vsock::Vsock;
 use kiln_vmm::virtio::vsock::broker::Broker;
 
-use super::{machine, run};
+use super::{machine, run, run_and_watch};
 
 const CID: u64 = 3;
 const PORT: u32 = 1024;
@@ -25,11 +25,9 @@ fn machine_with_vsock() -> (Machine, Broker) {
     (machine, broker)
 }
 
-/// Sends back what comes, until the other side closes: first nothing for a while, so that whoever
-/// sends runs out of credit, and then little by little.
-fn echo_slowly(mut stream: UnixStream) {
+/// Sends back what comes, little by little, until the other side closes.
+fn echo(mut stream: UnixStream) {
     stream.set_nonblocking(false).unwrap();
-    thread::sleep(Duration::from_millis(300));
     let mut chunk = [0; 1500];
     loop {
         match stream.read(&mut chunk).unwrap() {
@@ -41,16 +39,24 @@ fn echo_slowly(mut stream: UnixStream) {
 
 #[test]
 fn bytes_come_back_whole_under_credit_pressure() {
-    const BYTES: usize = 2 << 20;
+    // More than the device and the socket behind it hold.
+    const BYTES: usize = 768 << 10;
 
     let (machine, broker) = machine_with_vsock();
+    let (ran_out, wait) = mpsc::channel();
     let host = thread::spawn(move || {
         let (port, stream) = broker.accept().unwrap().unwrap();
-        echo_slowly(stream);
+        // Or until the guest has ended.
+        let _ = wait.recv();
+        echo(stream);
         port
     });
     let cmdline = format!("vsock_refused=999 vsock_port={PORT} vsock_bytes={BYTES}");
-    let outcome = run(machine, VSOCK, &cmdline, Entry::Auto);
+    let outcome = run_and_watch(machine, VSOCK, &cmdline, Entry::Auto, move |line| {
+        if line == "ok host's credit ran out" {
+            ran_out.send(()).unwrap();
+        }
+    });
     assert_eq!(
         outcome.all_ok(),
         ["refused connection", "connection to the host", "host's credit ran out", "echo", "close"]
@@ -60,7 +66,7 @@ fn bytes_come_back_whole_under_credit_pressure() {
 
 #[test]
 fn the_host_connects_and_waits_for_the_guests_credit() {
-    const BYTES: usize = 1 << 20;
+    const BYTES: usize = 128 << 10;
 
     let (machine, broker) = machine_with_vsock();
     let host = thread::spawn(move || {
