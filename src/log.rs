@@ -176,8 +176,8 @@ fn format_line(
     }
 }
 
-/// A time in UTC with milliseconds.
-fn rfc3339(time: SystemTime) -> String {
+/// A time of UTC as in RFC 3339, with milliseconds.
+pub fn rfc3339(time: SystemTime) -> String {
     let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let seconds = since_epoch.as_secs();
     let (year, month, day) = civil_date(seconds / 86_400);

@@ -18,6 +18,7 @@ mod log;
 mod process;
 mod sandbox;
 mod settings;
+mod signal;
 mod state;
 mod terminal;
 mod vm;

@@ -50,6 +50,33 @@ impl Launch {
         launch
     }
 
+    /// Has the process lead a session of its own, so that neither signals of the caller's terminal
+    /// nor its hang-up reach it. `terminal` becomes the session's, and the process's standard
+    /// input and output.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn lead_session(&mut self, terminal: Option<OwnedFd>) -> io::Result<&mut Self> {
+        if let Some(terminal) = &terminal {
+            let second = || terminal.try_clone().map(Stdio::from);
+            self.command.stdin(second()?).stdout(second()?).stderr(Stdio::null());
+        }
+        let has_terminal = terminal.is_some();
+        let lead = move || {
+            // SAFETY: no arguments. Fails only for the leader of a process group, which a process
+            // that has just been forked isn't.
+            checked(unsafe { libc::setsid() })?;
+            if has_terminal {
+                // SAFETY: standard input is open; the argument is a plain number.
+                checked(unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) })?;
+            }
+            Ok(())
+        };
+        // SAFETY: only system calls are made between fork and exec.
+        unsafe { self.command.pre_exec(lead) };
+        Ok(self)
+    }
+
     /// Another program.
     pub fn program(path: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(path);
@@ -154,6 +181,7 @@ pub fn memory_file(name: &str) -> io::Result<File> {
 pub struct Process {
     child: Child,
     pidfd: OwnedFd,
+    released: bool,
 }
 
 impl Process {
@@ -167,7 +195,7 @@ impl Process {
         }
         // SAFETY: the kernel has just made the descriptor, for nobody else.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
-        Ok(Self { child, pidfd })
+        Ok(Self { child, pidfd, released: false })
     }
 
     /// Its process id.
@@ -203,8 +231,18 @@ impl Process {
     }
 }
 
+impl Process {
+    /// Lets it go on without this one.
+    pub fn release(mut self) {
+        self.released = true;
+    }
+}
+
 impl Drop for Process {
     fn drop(&mut self) {
+        if self.released {
+            return;
+        }
         self.kill();
         let _ = self.child.wait();
     }

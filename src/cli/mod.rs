@@ -3,10 +3,17 @@
 //! The verbs that users call have runc's names and options. The hidden ones are the processes of a
 //! sandbox: each is told all it needs by a JSON document that it reads from `--config-fd`.
 
+mod create;
+mod delete;
 mod doctor;
 mod internal;
+mod kill;
+mod launch;
+mod list;
 mod run;
 mod spec;
+mod start;
+mod state;
 mod version;
 mod vm_run;
 
@@ -95,8 +102,20 @@ pub struct Reported {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Create and run a container
+    /// Set a container up to just before its program is executed
+    Create(create::Create),
+    /// Execute the program of a created container
+    Start(start::Start),
+    /// Create and start a container
     Run(run::Run),
+    /// Print a container's state as JSON
+    State(state::State),
+    /// Send a signal to a container's processes
+    Kill(kill::Kill),
+    /// Remove what is left of a container
+    Delete(delete::Delete),
+    /// List the containers
+    List(list::List),
     /// Write a bundle's config.json
     Spec(spec::Spec),
     /// Check what this host can do and say how to mend what it can't
@@ -162,7 +181,13 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::FAILURE);
     };
     match verb {
+        Verb::Create(create) => create::run(global, create),
+        Verb::Start(start) => start::run(global, &start),
         Verb::Run(run) => run::run(global, run),
+        Verb::State(state) => state::run(global, &state),
+        Verb::Kill(kill) => kill::run(global, &kill),
+        Verb::Delete(delete) => delete::run(global, &delete),
+        Verb::List(list) => list::run(global, &list),
         Verb::Spec(spec) => spec::run(&spec),
         Verb::Doctor(doctor) => doctor::run(global, &doctor),
         Verb::Vm(Vm::Run(vm_run)) => vm_run::run(global, vm_run),

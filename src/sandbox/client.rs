@@ -11,7 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::MsgFlags;
 
 use super::events::forwarded_signals;
-use super::{FromCommand, Outcome, packet};
+use super::{FromCommand, FromMonitor, Outcome, packet};
 use crate::process::{Launch, Process, describe};
 use crate::terminal;
 
@@ -43,24 +43,33 @@ impl Client {
         Ok((Self { signals, socket }, theirs))
     }
 
-    /// Starts the monitor and waits for its end.
+    /// Starts the monitor and waits for what its [`Mode`](super::Mode) says: for its end, which has
+    /// an outcome, or until it goes on by itself.
     ///
     /// # Errors
     /// The monitor can't be started, or ended without an outcome.
-    pub fn supervise(self, launch: Launch) -> anyhow::Result<Outcome> {
+    pub fn supervise(self, launch: Launch) -> anyhow::Result<Option<Outcome>> {
         // The terminal's signals reach the whole process group; the monitor looks at who sent them.
         let blocked = handled();
         let mut monitor =
             launch.spawn_with(move || Ok(blocked.thread_block()?)).context("monitor")?;
-        let outcome = self.wait(&mut monitor)?;
-        let status = monitor.wait().context("monitor")?;
-        match outcome {
-            Some(outcome) => Ok(outcome),
-            None => bail!("the sandbox's monitor {} without an outcome", describe(status)),
+        match self.wait(&mut monitor)? {
+            Some(FromMonitor::Reached) => {
+                monitor.release();
+                Ok(None)
+            }
+            Some(FromMonitor::Ended(outcome)) => {
+                monitor.wait().context("monitor")?;
+                Ok(Some(outcome))
+            }
+            None => {
+                let status = monitor.wait().context("monitor")?;
+                bail!("the sandbox's monitor {} without an outcome", describe(status))
+            }
         }
     }
 
-    fn wait(&self, monitor: &mut Process) -> anyhow::Result<Option<Outcome>> {
+    fn wait(&self, monitor: &mut Process) -> anyhow::Result<Option<FromMonitor>> {
         loop {
             let mut polled = [
                 PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),

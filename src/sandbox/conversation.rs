@@ -142,7 +142,11 @@ impl Conversation {
                 }
                 (Stage::Over, Progress::Failed { phase, message: shown(&message), exit_code })
             }
-            (Stage::Running, FromAgent::Exited { container, status, oom_killed }) => {
+            // A created container may be killed before its program is executed.
+            (
+                Stage::Created | Stage::Starting | Stage::Running,
+                FromAgent::Exited { container, status, oom_killed },
+            ) => {
                 self.check(&container)?;
                 if let ExitStatus::Signal(signal) = status
                     && !(1..=64).contains(&signal)

@@ -18,6 +18,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::FromCommand;
 use super::broker::Broker;
+use super::control::{Asker, Request};
 use super::machine::Role;
 use super::{packet, readable};
 
@@ -45,6 +46,10 @@ pub enum Event {
     Command(FromCommand),
     /// The command has ended.
     CommandGone,
+    /// A later command asks for something.
+    Asked(Request, Asker),
+    /// The container was to be killed, and the guest has had time enough for that.
+    KillOverdue,
     /// Somebody sent the monitor itself this signal.
     Signal(i32),
     /// A stdio stream has been copied to its end.
@@ -195,12 +200,12 @@ impl Sources {
         Ok(())
     }
 
-    /// Reports the signals of a set, which are blocked, unless the kernel sent them: those of the
-    /// terminal reach the command too, which passes them on.
+    /// Reports the signals of a set, which are blocked. Those that the kernel sent are left out
+    /// unless `of_kernel` is set: those of the terminal reach the command too, which passes them on.
     ///
     /// # Errors
     /// The runtime can't watch them.
-    pub fn watch_signals(&self, signals: &SigSet) -> io::Result<()> {
+    pub fn watch_signals(&self, signals: &SigSet, of_kernel: bool) -> io::Result<()> {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(signals, flags)?;
         let readable = readable::register(second(&signals)?)?;
@@ -213,7 +218,8 @@ impl Sources {
                 let Ok(info) = next.await else { return };
                 let number = i32::try_from(info.ssi_signo).unwrap_or_default();
                 let from_kernel = info.ssi_code == libc::SI_KERNEL;
-                if !from_kernel && sender.send(Event::Signal(number)).await.is_err() {
+                if (of_kernel || !from_kernel) && sender.send(Event::Signal(number)).await.is_err()
+                {
                     return;
                 }
             }

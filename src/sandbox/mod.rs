@@ -9,15 +9,19 @@
 //! * [`stdio`]: copies between vsock streams and the caller's own standard streams.
 //! * [`tail`]: the last lines of what a process or the guest's console wrote, bounded.
 //! * [`phases`]: where the time went.
-//! * [`client`]: the command's side.
+//! * [`client`]: the side of the command that starts a sandbox.
+//! * [`control`]: the side of later commands, and how the monitor hears them.
 //!
 //! # Promises
 //! Nothing outlives the monitor: the kernel kills its children when it ends, and they end when their
-//! control socket hangs up. The monitor ends the sandbox when the command that started it ends. The
-//! state directory is removed by whichever of the two is last.
+//! control socket hangs up. The monitor of a foreground `run` ends the sandbox when that command
+//! ends, and the state directory is removed by whichever of the two is last. Any other monitor goes
+//! on without the command that started it, serves later ones ([`control`]), and leaves the state
+//! directory for `delete`.
 
 mod broker;
 pub mod client;
+pub mod control;
 mod conversation;
 mod events;
 pub mod machine;
@@ -36,6 +40,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::bundle::Bind;
+use crate::state::Record;
 
 pub use monitor::run;
 
@@ -65,6 +70,10 @@ impl Engine {
 pub struct MonitorConfig {
     /// The container.
     pub container: ContainerConfig,
+    /// What is remembered of the container; the monitor fills in what only it knows.
+    pub record: Record,
+    /// What the command waits for.
+    pub mode: Mode,
     /// The machine.
     pub guest: GuestConfig,
     /// How long things may take.
@@ -72,9 +81,9 @@ pub struct MonitorConfig {
     /// The state directory and the descriptor of its lock.
     pub state: (PathBuf, InheritedFd),
     /// A connected `SOCK_SEQPACKET` Unix socket to the command: [`FromCommand`] one way,
-    /// [`Outcome`] the other.
+    /// [`FromMonitor`] the other.
     pub command: InheritedFd,
-    /// Where to write the monitor's pid once the container runs.
+    /// Where to write the monitor's pid once the command has what it waits for; absolute.
     pub pid_file: Option<PathBuf>,
     /// Where to write how long each phase took.
     pub timings: Option<PathBuf>,
@@ -84,14 +93,24 @@ pub struct MonitorConfig {
     pub started_ns: u64,
 }
 
+/// What the command that starts a sandbox waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// `create`: until the container waits to be started.
+    Create,
+    /// `run --detach`: until the container's program runs.
+    Detached,
+    /// `run`: until the sandbox has ended; it ends with the command.
+    Attached,
+}
+
 /// The container that a monitor stands for.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ContainerConfig {
     /// Its id.
     pub id: String,
-    /// The bundle's directory.
-    pub bundle: PathBuf,
     /// The bundle's `config.json`.
     pub config: Box<RawValue>,
     /// The root file system's directory.
@@ -145,6 +164,16 @@ pub enum FromCommand {
     Signal(i32),
     /// The terminal has this size now.
     Resize(WindowSize),
+}
+
+/// What a monitor says to the command that started it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FromMonitor {
+    /// What the command waits for is reached; the sandbox goes on without it.
+    Reached,
+    /// The sandbox has ended.
+    Ended(Outcome),
 }
 
 /// How a sandbox ended.

@@ -165,8 +165,9 @@ fn terminal_without_a_terminal() {
 #[test]
 fn unsupported_options_by_name() {
     let stage = Stage::new(&["true"]);
-    refused(&stage, &["--detach"], &["--detach is not supported"]);
-    refused(&stage, &["--console-socket", "/x"], &["--console-socket is not supported"]);
+    refused(&stage, &["--preserve-fds", "2"], &["--preserve-fds=2", "leave it out"]);
+    let without_terminal = "cannot use console socket if kiln will not detach or allocate tty";
+    refused(&stage, &["--console-socket", "/x"], &[without_terminal]);
 }
 
 #[test]

@@ -8,6 +8,7 @@
 
 mod bad_input;
 mod jail;
+mod lifecycle;
 mod run;
 mod spec;
 mod stage;

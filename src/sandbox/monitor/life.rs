@@ -11,15 +11,15 @@ use tokio::time::Instant;
 
 use super::failure::Failure;
 use super::{Monitor, Step};
-use crate::cli::SPEC_VERSION;
 use crate::initrd;
+use crate::sandbox::Mode;
 use crate::sandbox::broker::Broker;
+use crate::sandbox::control::{Asker, Reply};
 use crate::sandbox::conversation::Progress;
 use crate::sandbox::machine::{self, Parts};
 use crate::sandbox::phases::Phase;
 use crate::sandbox::stdio::{Activity, Streams};
-use crate::sandbox::{ContainerConfig, GuestConfig};
-use crate::state::{State, Status};
+use crate::state::Status;
 
 /// How long the guest may keep quiet with an output stream open, once the container has ended.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -33,11 +33,32 @@ impl Monitor {
         self.timeline.enter(Phase::Create);
         let streams = Streams::new(self.container.terminal);
         let outputs = self.create(&broker, &streams).await?;
-        self.timeline.enter(Phase::Start);
-        self.start().await?;
-        self.timeline.enter(Phase::Run);
-        self.announce()?;
-        let status = self.run_to_exit().await?;
+        self.note(Status::Created)?;
+        let asked = match self.mode {
+            Mode::Create => {
+                self.write_pid_file()?;
+                self.release_command();
+                Some(self.wait_for_start().await?)
+            }
+            Mode::Detached | Mode::Attached => None,
+        };
+        let status = match asked {
+            Some(Asked::Over(status)) => status,
+            Some(Asked::Start(asker)) => {
+                let started = self.start_and_announce().await;
+                asker.answer(&reply_to_start(&started));
+                started?;
+                self.run_to_exit().await?
+            }
+            None => {
+                self.start_and_announce().await?;
+                self.write_pid_file()?;
+                if self.mode == Mode::Detached {
+                    self.release_command();
+                }
+                self.run_to_exit().await?
+            }
+        };
         self.drain(outputs.saturating_sub(self.stream_ends), &streams.activity).await?;
         self.timeline.enter(Phase::Teardown);
         self.shut_down().await;
@@ -46,7 +67,7 @@ impl Monitor {
 
     fn set_up(&mut self, kernel: OwnedFd, agent: OwnedFd) -> anyhow::Result<Rc<Broker>> {
         let state = self.state.as_ref().context("no state directory")?;
-        state.write(&describe_state(&self.container, &self.guest, Status::Creating))?;
+        state.write(&self.record).context("state.json")?;
         let initrd = initrd::build(&mut agent.into()).context("initial RAM disk")?;
         let debug = [OsString::from("--debug")];
         let parts = Parts {
@@ -106,7 +127,14 @@ impl Monitor {
         let deadline = self.deadline(self.deadlines.create);
         loop {
             match self.next(Some(deadline)).await? {
-                Step::Said(Progress::Created) => return Ok(outputs),
+                Step::Said(Progress::Created) => {
+                    self.set_up = true;
+                    if let Some(size) = self.new_size.take() {
+                        let container = self.container.id.clone();
+                        self.tell(&ToAgent::Resize { container, size })?;
+                    }
+                    return Ok(outputs);
+                }
                 Step::Said(Progress::Failed { message, exit_code, phase }) => {
                     tracing::debug!(?phase, "the agent could not set the container up");
                     return Err(Failure {
@@ -133,6 +161,11 @@ impl Monitor {
         loop {
             match self.next(Some(deadline)).await? {
                 Step::Said(Progress::Started) => return Ok(()),
+                // A signal was faster.
+                Step::Said(Progress::Exited { status, oom_killed }) => {
+                    self.ended(status, oom_killed);
+                    return Ok(());
+                }
                 Step::Said(Progress::Failed { message, exit_code, phase }) => {
                     tracing::debug!(?phase, "the agent could not start the container");
                     return Err(Failure {
@@ -152,16 +185,30 @@ impl Monitor {
         }
     }
 
-    /// Tells the host that the container runs; the pid-file comes last.
-    fn announce(&mut self) -> Result<(), Failure> {
-        self.running = true;
-        if let Some(size) = self.new_size.take() {
-            self.tell(&ToAgent::Resize { container: self.container.id.clone(), size })?;
+    /// Waits until a command asks for the program's start, or the container is over before that.
+    async fn wait_for_start(&mut self) -> Result<Asked, Failure> {
+        loop {
+            match self.next(None).await? {
+                Step::StartAsked(asker) => return Ok(Asked::Start(asker)),
+                Step::Said(Progress::Exited { status, oom_killed }) => {
+                    return Ok(Asked::Over(self.ended(status, oom_killed)));
+                }
+                Step::StreamEnded => self.stream_ends += 1,
+                Step::GuestEnded(how) => return Err(Failure::unasked_end(&how)),
+                _ => {}
+            }
         }
-        if let Some(state) = &self.state {
-            let running = describe_state(&self.container, &self.guest, Status::Running);
-            state.write(&running).context("state.json")?;
-        }
+    }
+
+    async fn start_and_announce(&mut self) -> Result<(), Failure> {
+        self.timeline.enter(Phase::Start);
+        self.start().await?;
+        self.timeline.enter(Phase::Run);
+        self.note(Status::Running)
+    }
+
+    /// The pid file comes last: who waits for it may rely on everything else.
+    fn write_pid_file(&self) -> Result<(), Failure> {
         if let Some(path) = &self.pid_file {
             write_pid(path).with_context(|| format!("pid file {}", path.display()))?;
         }
@@ -171,20 +218,30 @@ impl Monitor {
     /// Waits until the program has ended; gives the status to exit with.
     async fn run_to_exit(&mut self) -> Result<u8, Failure> {
         loop {
+            if let Some(status) = self.exit_status {
+                return Ok(status);
+            }
             match self.next(None).await? {
                 Step::Said(Progress::Exited { status, oom_killed }) => {
-                    self.running = false;
-                    tracing::info!(?status, oom_killed, "the container has ended");
-                    return Ok(match status {
-                        ExitStatus::Code(code) => code,
-                        ExitStatus::Signal(signal) => 128 + signal,
-                    });
+                    self.ended(status, oom_killed);
                 }
                 Step::StreamEnded => self.stream_ends += 1,
                 Step::GuestEnded(how) => return Err(Failure::unasked_end(&how)),
                 _ => {}
             }
         }
+    }
+
+    /// The container has ended; gives the status to exit with.
+    fn ended(&mut self, status: ExitStatus, oom_killed: bool) -> u8 {
+        self.set_up = false;
+        tracing::info!(?status, oom_killed, "the container has ended");
+        let status = match status {
+            ExitStatus::Code(code) => code,
+            ExitStatus::Signal(signal) => 128 + signal,
+        };
+        self.exit_status = Some(status);
+        status
     }
 
     /// Waits until all that the program wrote has been written on. A guest that keeps a stream open
@@ -243,14 +300,18 @@ impl Monitor {
     }
 }
 
-fn describe_state(container: &ContainerConfig, guest: &GuestConfig, status: Status) -> State {
-    State {
-        oci_version: SPEC_VERSION.to_owned(),
-        id: container.id.clone(),
-        status,
-        pid: std::process::id(),
-        bundle: container.bundle.clone(),
-        engine: guest.engine.name().to_owned(),
+/// What ends the wait for a start.
+enum Asked {
+    Start(Asker),
+    Over(u8),
+}
+
+fn reply_to_start(started: &Result<(), Failure>) -> Reply {
+    match started {
+        Ok(()) => Reply::Done,
+        Err(failure) => {
+            Reply::Failed { message: format!("{:#}", failure.error), exit_code: failure.exit_code }
+        }
     }
 }
 

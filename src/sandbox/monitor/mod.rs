@@ -18,18 +18,22 @@ use anyhow::{Context, anyhow};
 use kiln_protocol::frame::encode;
 use kiln_protocol::{MAX_TO_AGENT, ToAgent, WindowSize};
 use kiln_vmm::config::GuestEnd;
+use nix::sys::signal::{SigSet, Signal};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
 use self::failure::Failure;
+use super::control::{self, Asker};
 use super::conversation::{Conversation, Progress};
 use super::events::{self, Event, Sources, forwarded_signals};
 use super::machine::{Machine, Role};
 use super::phases::{Phase, Timeline};
 use super::tail::Tail;
-use super::{ContainerConfig, Deadlines, GuestConfig, MonitorConfig, Outcome, packet};
-use crate::state::StateDir;
+use super::{
+    ContainerConfig, Deadlines, FromMonitor, GuestConfig, Mode, MonitorConfig, Outcome, packet,
+};
+use crate::state::{Record, StateDir, Status};
 
 /// Messages to the agent that it has not read yet; more mean that it doesn't read.
 const UNREAD_MESSAGES: usize = 64;
@@ -52,21 +56,30 @@ pub unsafe fn run(config: MonitorConfig) -> anyhow::Result<ExitCode> {
     // SAFETY: as above.
     let agent = unsafe { config.guest.agent.take() };
     let state = StateDir::inherit(config.state.0.clone(), lock);
-    forwarded_signals().thread_block()?;
+    watched_signals(config.mode).thread_block()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let span = tracing::info_span!("sandbox", id = %config.container.id);
     let _entered = span.enter();
-    let outcome = LocalSet::new().block_on(&runtime, async {
-        let mut monitor = Monitor::new(config, state, second(&command)?)?;
+    let exit_code = LocalSet::new().block_on(&runtime, async {
+        let mut monitor = Monitor::new(config, state, command)?;
         let result = monitor.live(kernel, agent).await;
         let outcome = monitor.outcome(result).await;
         monitor.clean_up();
-        anyhow::Ok(outcome)
+        let exit_code = outcome.exit_code;
+        monitor.report(outcome);
+        anyhow::Ok(exit_code)
     })?;
-    // The command may be gone: there is nobody to tell then.
-    let _ = packet::send_message(command.as_fd(), &outcome);
     // Threads that wait for standard input go with the process.
-    std::process::exit(outcome.exit_code.into())
+    std::process::exit(exit_code.into())
+}
+
+/// The signals that a monitor hears of. One that leads a session hears of its terminal's size too.
+fn watched_signals(mode: Mode) -> SigSet {
+    let mut signals = forwarded_signals();
+    if mode != Mode::Attached {
+        signals.add(Signal::SIGWINCH);
+    }
+    signals
 }
 
 fn second(fd: &OwnedFd) -> std::io::Result<OwnedFd> {
@@ -77,6 +90,7 @@ fn second(fd: &OwnedFd) -> std::io::Result<OwnedFd> {
 enum Step {
     Connected(UnixStream),
     Said(Progress),
+    StartAsked(Asker),
     StreamEnded,
     GuestEnded(GuestEnd),
     DeadlinePassed,
@@ -96,6 +110,10 @@ impl Agent {
 
 struct Monitor {
     container: ContainerConfig,
+    record: Record,
+    mode: Mode,
+    /// The command that started the sandbox, until it has what it waits for.
+    command: Option<OwnedFd>,
     guest: GuestConfig,
     deadlines: Deadlines,
     pid_file: Option<PathBuf>,
@@ -114,7 +132,9 @@ struct Monitor {
     /// Output streams that have ended.
     stream_ends: usize,
     /// A container is there to get signals.
-    running: bool,
+    set_up: bool,
+    /// The status to exit with, once the container has ended.
+    exit_status: Option<u8>,
     /// The guest has been told to end: that things end is expected.
     ending: bool,
 }
@@ -122,9 +142,16 @@ struct Monitor {
 impl Monitor {
     fn new(config: MonitorConfig, state: StateDir, command: OwnedFd) -> anyhow::Result<Self> {
         let (sources, events) = events::open();
-        sources.watch_command(command)?;
-        sources.watch_signals(&forwarded_signals())?;
+        sources.watch_command(second(&command)?)?;
+        let leads_session = config.mode != Mode::Attached;
+        sources.watch_signals(&watched_signals(config.mode), leads_session)?;
+        sources.watch_commands(state.listen(control::NAME).context("control socket")?)?;
+        let mut record = config.record;
+        record.monitor = crate::state::Monitor::this().context("/proc/self/stat")?;
         Ok(Self {
+            record,
+            mode: config.mode,
+            command: Some(command),
             conversation: Conversation::new(&config.container.id),
             container: config.container,
             guest: config.guest,
@@ -142,7 +169,8 @@ impl Monitor {
             new_size: None,
             debug: config.debug,
             stream_ends: 0,
-            running: false,
+            set_up: false,
+            exit_status: None,
             ending: false,
         })
     }
@@ -195,13 +223,50 @@ impl Monitor {
         Outcome { exit_code: failure.exit_code, error: Some(message) }
     }
 
+    /// Whether the container is to be deleted by a later command: it is kept, and its set-up, which
+    /// a failure undoes, is over.
+    fn stays(&self) -> bool {
+        self.record.kept && self.record.status != Status::Creating
+    }
+
+    /// Writes down how far the container is.
+    fn note(&mut self, status: Status) -> Result<(), Failure> {
+        self.record.status = status;
+        if let Some(state) = &self.state {
+            state.write(&self.record).context("state.json")?;
+        }
+        Ok(())
+    }
+
+    /// Tells the command that it has what it waits for.
+    fn release_command(&mut self) {
+        if let Some(command) = self.command.take() {
+            // A command that has gone by now has been told by the pid file and the state.
+            let _ = packet::send_message(command.as_fd(), &FromMonitor::Reached);
+        }
+    }
+
+    /// Tells the command how it ended; if there is none any more, the log.
+    fn report(&self, outcome: Outcome) {
+        if let Some(command) = &self.command {
+            // If it's gone there is nobody to tell.
+            let _ = packet::send_message(command.as_fd(), &FromMonitor::Ended(outcome));
+        } else if let Some(error) = outcome.error {
+            tracing::error!("{error}");
+        }
+    }
+
     /// Ends what still runs and removes what the sandbox has on the host.
     fn clean_up(&mut self) {
         if self.timeline.current() != Phase::Teardown {
             self.timeline.enter(Phase::Teardown);
         }
         self.machine.kill();
-        if let Some(state) = self.state.take()
+        if self.stays() {
+            if let Err(failure) = self.note(Status::Stopped) {
+                tracing::warn!("{:#}", failure.error);
+            }
+        } else if let Some(state) = self.state.take()
             && let Err(error) = state.remove()
         {
             tracing::warn!(%error, "the state directory stays behind");

@@ -1,10 +1,11 @@
 //! What happens next: deadlines are kept, the agent is heard out under the rules of the conversation,
 //! and whatever ends a sandbox becomes a failure.
 
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use kiln_protocol::ToAgent;
+use kiln_protocol::{ToAgent, WindowSize};
 use kiln_vmm::config::{GuestEnd, VmmEvent};
 use kiln_vmm::emulated::qemu;
 use tokio::time::{Instant, sleep_until};
@@ -12,16 +13,22 @@ use tokio::time::{Instant, sleep_until};
 use super::failure::Failure;
 use super::{Monitor, Step};
 use crate::process::{Process, describe};
-use crate::sandbox::FromCommand;
+use crate::sandbox::control::{Asker, Reply, Request};
 use crate::sandbox::events::Event;
 use crate::sandbox::machine::Role;
 use crate::sandbox::phases::Phase;
 use crate::sandbox::tail::{self, Tail};
+use crate::sandbox::{FromCommand, Mode};
+use crate::state::Status;
+use crate::terminal;
 
 /// How long is waited for the rest of what a process wrote, once it has ended.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How long is waited for the cause, once the agent's connection is lost.
 const CAUSE: Duration = Duration::from_secs(2);
+
+/// Signals that end a process that has no use for them.
+const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
 impl Monitor {
     /// What happens next that concerns the phases; everything else is dealt with on the way.
@@ -66,33 +73,106 @@ impl Monitor {
             }
             Event::BrokerFailed(_) => {}
             Event::Output(role, bytes) => self.keep_output(role, &bytes),
+            Event::Signal(libc::SIGWINCH) => self.new_terminal_size()?,
             Event::Command(FromCommand::Signal(signal)) | Event::Signal(signal) => {
                 self.pass_on(signal)?;
             }
-            Event::Command(FromCommand::Resize(size)) if self.running => {
-                self.tell(&ToAgent::Resize { container: self.container.id.clone(), size })?;
-            }
-            Event::Command(FromCommand::Resize(size)) => self.new_size = Some(size),
+            Event::Command(FromCommand::Resize(size)) => self.resize(size)?,
+            Event::CommandGone if self.command.is_none() => {}
             Event::CommandGone => {
                 return Err(anyhow!("the command that started the sandbox has ended").into());
             }
+            Event::Asked(request, asker) => return Ok(self.asked(request, asker)),
+            Event::KillOverdue if self.set_up => {
+                let why = "the guest did not end the container after SIGKILL: it is switched off";
+                return Err(Failure { exit_code: 128 + 9, ..Failure::of_guest(anyhow!(why)) });
+            }
+            Event::KillOverdue => {}
             Event::StreamEnded => return Ok(Some(Step::StreamEnded)),
         }
         Ok(None)
     }
 
-    /// Sends a signal to the container, or, as long as there is none, ends what is being set up.
-    fn pass_on(&mut self, signal: i32) -> Result<(), Failure> {
-        const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
-
-        if self.running {
-            let container = self.container.id.clone();
-            return self.tell(&ToAgent::Signal { container, signal, all: false });
+    /// Does what a later command asks for, or has the phase that waits for it do it.
+    fn asked(&mut self, request: Request, asker: Asker) -> Option<Step> {
+        match request {
+            Request::Start if self.record.status == Status::Created => {
+                return Some(Step::StartAsked(asker));
+            }
+            Request::Start => {
+                let status = self.record.status.name();
+                asker.answer(&Reply::refusal(format!(
+                    "cannot start a container in the {status} state: only a created one"
+                )));
+            }
+            Request::Signal { signal, all } => asker.answer(&self.signal(signal, all)),
         }
-        if ENDING.contains(&signal) && self.timeline.current() < Phase::Run {
-            return Err(Failure::interrupted(signal));
+        None
+    }
+
+    fn signal(&mut self, signal: i32, all: bool) -> Reply {
+        if !self.set_up {
+            return Reply::refusal("container not running");
+        }
+        match self.send_signal(signal, all) {
+            Ok(()) => {
+                if signal == libc::SIGKILL {
+                    self.expect_end();
+                }
+                Reply::Done
+            }
+            Err(failure) => Reply::refusal(format!("{:#}", failure.error)),
+        }
+    }
+
+    /// A guest that can't be trusted to end a container has a while to do so.
+    fn expect_end(&self) {
+        let sender = self.sources.sender();
+        let patience = Duration::from_secs(self.deadlines.shutdown);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(patience).await;
+            let _ = sender.send(Event::KillOverdue).await;
+        });
+    }
+
+    fn resize(&mut self, size: WindowSize) -> Result<(), Failure> {
+        if self.set_up {
+            return self.tell(&ToAgent::Resize { container: self.container.id.clone(), size });
+        }
+        self.new_size = Some(size);
+        Ok(())
+    }
+
+    /// The terminal of the monitor's own session has another size.
+    fn new_terminal_size(&mut self) -> Result<(), Failure> {
+        match terminal::size(std::io::stdin().as_fd()) {
+            Some(size) if self.container.terminal.is_some() => self.resize(size),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends a signal to the container, or, as long as it is being set up, ends it.
+    fn pass_on(&mut self, signal: i32) -> Result<(), Failure> {
+        let is_early = match self.mode {
+            Mode::Create => self.record.status == Status::Creating,
+            Mode::Detached | Mode::Attached => self.timeline.current() < Phase::Run,
+        };
+        if is_early {
+            let ends = ENDING.contains(&signal);
+            return if ends { Err(Failure::interrupted(signal)) } else { Ok(()) };
+        }
+        if self.set_up {
+            return self.send_signal(signal, false);
         }
         Ok(())
+    }
+
+    fn send_signal(&self, signal: i32, all: bool) -> Result<(), Failure> {
+        // Until its program is executed, the container's first process is not one that any other
+        // signal would end: the kernel spares a namespace's first process.
+        let waits = self.record.status == Status::Created;
+        let signal = if waits && ENDING.contains(&signal) { libc::SIGKILL } else { signal };
+        self.tell(&ToAgent::Signal { container: self.container.id.clone(), signal, all })
     }
 
     fn keep_output(&mut self, role: Role, bytes: &[u8]) {

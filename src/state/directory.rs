@@ -2,9 +2,9 @@
 //! to connect them.
 //!
 //! `<root>/<id>/lock` is locked (`flock`) by whoever stands for the sandbox; the lock is handed from
-//! the command to the monitor and goes with the last of them. A directory whose lock is free is
-//! what a crash left: it is taken over. `state.json` is replaced atomically, so that readers need
-//! no lock.
+//! the command to the monitor and goes with the last of them. A directory whose lock is free is a
+//! stopped container's, or what a crash left of one that nobody could ask for any more: only the
+//! latter is taken over. `state.json` is replaced atomically, so that readers need no lock.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
@@ -12,8 +12,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use super::record::{Record, Status};
 
 /// Mode of the directory and of what is in it: nobody else's business.
 const PRIVATE: u32 = 0o700;
@@ -25,40 +26,32 @@ pub struct StateDir {
     lock: File,
 }
 
-/// What `state.json` says, in the terms of the OCI runtime specification.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct State {
-    /// Version of the specification.
-    pub oci_version: String,
-    /// The container's id.
-    pub id: String,
-    /// How far it is.
-    pub status: Status,
-    /// The monitor's process id.
-    pub pid: u32,
-    /// The bundle's directory.
-    pub bundle: PathBuf,
-    /// The engine in use.
-    pub engine: String,
-}
-
-/// How far a container is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// Its sandbox is being made.
-    Creating,
-    /// Its program runs.
-    Running,
-}
-
 /// Why there is no directory for a sandbox.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// Another sandbox has the id.
-    #[error("container with id {id} exists already: choose another id, or wait for its end")]
+    #[error("container with id {id} exists already: choose another id, or delete it")]
     Taken {
+        /// The id.
+        id: String,
+    },
+    /// No sandbox has the id.
+    #[error("container {id:?} does not exist")]
+    Unknown {
+        /// The id.
+        id: String,
+    },
+    /// A command was killed before it could say what the directory is for.
+    #[error("{} holds no container yet: if nobody is about to make one, remove it with delete --force {id}", .path.display())]
+    Nameless {
+        /// The id.
+        id: String,
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Whoever stands for the sandbox has not let go of it.
+    #[error("container {id:?} is in use by another command: try again")]
+    Busy {
         /// The id.
         id: String,
     },
@@ -113,11 +106,54 @@ impl StateDir {
                 Err(fs::TryLockError::Error(error)) => return Err(at(&lock_path)(error)),
             }
             let dir = Self { path: path.clone(), lock };
-            if dir.is_current() {
-                dir.clear().map_err(at(&path))?;
-                return Ok(dir);
+            if !dir.is_current() {
+                continue;
+            }
+            if dir.holds_container() {
+                return Err(StateError::Taken { id: id.to_owned() });
+            }
+            dir.clear().map_err(at(&path))?;
+            return Ok(dir);
+        }
+    }
+
+    /// Locks the directory of a container for which nobody stands any more, waiting for at most
+    /// `patience`.
+    ///
+    /// # Errors
+    /// There is none, or somebody still has the lock.
+    pub fn seize(root: &Path, id: &str, patience: Duration) -> Result<Self, StateError> {
+        const STEP: Duration = Duration::from_millis(5);
+
+        let path = root.join(id);
+        let lock_path = path.join("lock");
+        let unknown = || StateError::Unknown { id: id.to_owned() };
+        let lock = match OpenOptions::new().write(true).open(&lock_path) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // A crash between making the directory and its lock.
+                let _ = fs::remove_dir(&path);
+                return Err(unknown());
+            }
+            Err(source) => return Err(StateError::Io { path: lock_path, source }),
+        };
+        let deadline = Instant::now() + patience;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(fs::TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    std::thread::sleep(STEP);
+                }
+                Err(fs::TryLockError::WouldBlock) => {
+                    return Err(StateError::Busy { id: id.to_owned() });
+                }
+                Err(fs::TryLockError::Error(source)) => {
+                    return Err(StateError::Io { path: lock_path, source });
+                }
             }
         }
+        let dir = Self { path, lock };
+        if dir.is_current() { Ok(dir) } else { Err(unknown()) }
     }
 
     /// The directory whose lock another process of the sandbox has handed over.
@@ -142,10 +178,28 @@ impl StateDir {
     ///
     /// # Errors
     /// The file system refuses; the old state is still there then.
-    pub fn write(&self, state: &State) -> io::Result<()> {
+    pub fn write(&self, record: &Record) -> io::Result<()> {
         let new = self.path.join("state.json.new");
-        fs::write(&new, serde_json::to_vec(state)?)?;
+        fs::write(&new, serde_json::to_vec(record)?)?;
         fs::rename(new, self.path.join("state.json"))
+    }
+
+    /// A listening `SOCK_SEQPACKET` socket in the directory.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn listen(&self, name: &str) -> io::Result<OwnedFd> {
+        use nix::sys::socket::{
+            AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+        };
+
+        let dir = File::open(&self.path)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()));
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        bind(listener.as_raw_fd(), &UnixAddr::new(&path)?)?;
+        listen(&listener, Backlog::MAXCONN)?;
+        Ok(listener)
     }
 
     /// A listening socket and a connection to it, which nobody else can connect to any more.
@@ -176,11 +230,26 @@ impl StateDir {
         fs::remove_dir(&self.path)
     }
 
+    /// As [`remove`](Self::remove), if it isn't a container's that stays until it is deleted.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn remove_unless_kept(self) -> io::Result<()> {
+        if self.holds_container() { Ok(()) } else { self.remove() }
+    }
+
     /// Whether the lock is still that of the directory of this name.
     fn is_current(&self) -> bool {
         let Ok(named) = fs::symlink_metadata(self.path.join("lock")) else { return false };
         let Ok(held) = self.lock.metadata() else { return false };
         (named.dev(), named.ino()) == (held.dev(), held.ino())
+    }
+
+    /// Whether it is a container's that stays until it is deleted.
+    fn holds_container(&self) -> bool {
+        let Ok(text) = fs::read(self.path.join("state.json")) else { return false };
+        let record = serde_json::from_slice::<Record>(&text);
+        record.is_ok_and(|record| record.kept && record.status != Status::Creating)
     }
 
     /// Removes everything but the lock.

@@ -1,0 +1,78 @@
+//! `kiln delete`: remove what is left of a container.
+
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::Global;
+use crate::state::{self, Monitor, StateDir, StateError, Status};
+
+/// How long a monitor may take to end once it has been killed: the kernel frees its memory.
+const END: Duration = Duration::from_secs(10);
+
+/// Options of `kiln delete`.
+#[derive(Debug, clap::Args)]
+pub struct Delete {
+    /// Kill the container if it runs; that there is none is no error
+    #[arg(short, long)]
+    force: bool,
+    /// The container's id
+    id: String,
+}
+
+/// Removes the container.
+pub fn run(global: &Global, delete: &Delete) -> anyhow::Result<ExitCode> {
+    match delete_container(global, delete) {
+        Err(error) if delete.force && is_unknown(&error) => Ok(ExitCode::SUCCESS),
+        result => result.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn is_unknown(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(StateError::Unknown { .. }))
+}
+
+fn delete_container(global: &Global, delete: &Delete) -> anyhow::Result<()> {
+    match state::find(&global.root, &delete.id) {
+        Ok(container) => match container.status() {
+            Status::Stopped => {}
+            status @ (Status::Creating | Status::Running | Status::Paused) if !delete.force => {
+                bail!(
+                    "cannot delete container {} that is not stopped: {}",
+                    delete.id,
+                    status.name()
+                );
+            }
+            _ => kill(container.record.monitor)?,
+        },
+        // A command was killed before it had written anything; its lock says whether it has ended.
+        Err(StateError::Nameless { .. }) if delete.force => {}
+        Err(error) => return Err(error.into()),
+    }
+    let state = StateDir::seize(&global.root, &delete.id, END)?;
+    state.remove().context("state directory")
+}
+
+/// Kills a monitor, and with it everything of its sandbox, and waits for its end.
+fn kill(monitor: Monitor) -> anyhow::Result<()> {
+    // SAFETY: plain numbers.
+    let number = unsafe { libc::syscall(libc::SYS_pidfd_open, monitor.pid, 0) };
+    let Ok(number @ 0..) = i32::try_from(number) else { return Ok(()) };
+    // SAFETY: the kernel has just made the descriptor for this process.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(number) };
+    // Only now is it sure that the descriptor is the monitor's and no successor's.
+    if !monitor.is_alive() {
+        return Ok(());
+    }
+    let nothing = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: an open descriptor and plain numbers; a null siginfo is allowed.
+    unsafe { libc::syscall(libc::SYS_pidfd_send_signal, number, libc::SIGKILL, nothing, 0) };
+    let timeout = PollTimeout::try_from(END).unwrap_or(PollTimeout::MAX);
+    match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout)? {
+        0 => bail!("the sandbox's monitor (process {}) does not end", monitor.pid),
+        _ => Ok(()),
+    }
+}

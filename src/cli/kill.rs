@@ -1,0 +1,48 @@
+//! `kiln kill`: send a signal to a container's processes.
+
+use std::process::ExitCode;
+
+use super::{Global, Reported};
+use crate::sandbox::control::{self, Reply, Request};
+use crate::signal;
+use crate::state::{self, Container, Status};
+
+/// Options of `kiln kill`.
+#[derive(Debug, clap::Args)]
+pub struct Kill {
+    /// Send it to all of the container's processes
+    #[arg(short, long)]
+    all: bool,
+    /// The container's id
+    id: String,
+    /// The signal's number, or its name with or without SIG
+    #[arg(default_value = "SIGTERM", value_parser = signal::parse)]
+    signal: i32,
+}
+
+/// Sends the signal.
+pub fn run(global: &Global, kill: &Kill) -> anyhow::Result<ExitCode> {
+    let container = state::find(&global.root, &kill.id)?;
+    if container.status() == Status::Stopped {
+        // runc's answer: with --all it is no error that nothing is left.
+        return if kill.all { Ok(ExitCode::SUCCESS) } else { Err(not_running().into()) };
+    }
+    match control::ask(&container, Request::Signal { signal: kill.signal, all: kill.all }) {
+        Ok(Reply::Done) => Ok(ExitCode::SUCCESS),
+        Ok(Reply::Failed { message, .. }) => Err(Reported { exit_code: 1, error: message }.into()),
+        // The monitor is about to end, or has.
+        Err(error) if is_ending(&container, &error) => Err(not_running().into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn not_running() -> Reported {
+    Reported { exit_code: 1, error: "container not running".to_owned() }
+}
+
+fn is_ending(container: &Container, error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound};
+
+    let ended = matches!(error.kind(), BrokenPipe | ConnectionRefused | ConnectionReset | NotFound);
+    ended || container.status() == Status::Stopped
+}

@@ -1,0 +1,268 @@
+//! What `create` and `run` share: from a bundle and options to a sandbox with its monitor.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::SystemTime;
+
+use anyhow::{Context, anyhow, bail};
+use kiln_protocol::WindowSize;
+
+use super::Global;
+use crate::artefacts::Artefacts;
+use crate::bundle::{self, Bundle, Host, Limits, Size};
+use crate::engine;
+use crate::log::rfc3339;
+use crate::process::Launch;
+use crate::sandbox::client::Client;
+use crate::sandbox::{
+    ContainerConfig, Deadlines, Engine, GuestConfig, Mode, MonitorConfig, Outcome, phases,
+};
+use crate::settings::{EngineChoice, Settings};
+use crate::state::{Monitor, Record, StateDir, Status};
+use crate::terminal::{self, RawMode};
+
+/// Options of every verb that makes a sandbox.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// The bundle's directory
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    bundle: PathBuf,
+    /// Write the process id that stands for the container to this file, last of all
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// Send the master of the container's terminal to this Unix socket
+    #[arg(long, value_name = "SOCKET")]
+    console_socket: Option<PathBuf>,
+    /// What executes the guest's code
+    #[arg(long, value_enum)]
+    engine: Option<EngineChoice>,
+    /// The guest's CPUs, 1 to 32
+    #[arg(long, value_name = "N")]
+    cpus: Option<u8>,
+    /// The guest's memory in MiB, the guest's own overhead included
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u64>,
+    /// Write how long each phase took to this file, as JSON, once the sandbox has ended
+    #[arg(long, value_name = "FILE")]
+    timings: Option<PathBuf>,
+    /// Accepted for compatibility: the container pivots inside its guest
+    #[arg(long)]
+    no_pivot: bool,
+    /// Accepted for compatibility: the guest has keyrings of its own
+    #[arg(long)]
+    no_new_keyring: bool,
+    /// Refused unless 0: descriptors of the host mean nothing in a guest
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    preserve_fds: u32,
+    /// The container's id
+    id: String,
+}
+
+/// What becomes of the sandbox once the command has what it waits for.
+#[derive(Debug, Clone, Copy)]
+pub struct Purpose {
+    /// What the command waits for.
+    pub mode: Mode,
+    /// The container stays until it is deleted.
+    pub keep: bool,
+}
+
+/// Makes a sandbox and waits for what `purpose` says. `None`: it goes on by itself.
+///
+/// # Errors
+/// Anything that is wrong with the options, the bundle or the host, or that happened until then.
+pub fn launch(
+    global: &Global,
+    options: Options,
+    purpose: Purpose,
+) -> anyhow::Result<Option<Outcome>> {
+    let started_ns = u64::try_from(phases::now().as_nanos())?;
+    refuse_descriptors(&options)?;
+    bundle::validate_id(&options.id).map_err(|error| anyhow!(error))?;
+    let settings = Settings::load(global.config.as_deref())?;
+    let bundle = Bundle::load(&options.bundle)?;
+    let guest = Guest::decide(&options, &bundle, &settings)?;
+    let terminal = find_terminal(&bundle, &options, purpose.mode)?;
+    let artefacts = Artefacts::find(global.lib_dir.as_deref().or(settings.lib_dir.as_deref()))?;
+    let (kernel, agent) = (artefacts.open_kernel()?, artefacts.open_agent()?);
+    let state = StateDir::create(&global.root, &options.id)?;
+    bundle.make_mountpoints().context("root.path")?;
+
+    let (client, command) = Client::new()?;
+    let mut launch = Launch::monitor(&global.for_parts());
+    let raw_mode = attach(&mut launch, terminal, &options, purpose.mode)?;
+    let config = MonitorConfig {
+        record: describe(&options.id, &bundle, guest.engine, purpose.keep),
+        mode: purpose.mode,
+        container: ContainerConfig {
+            id: options.id,
+            config: bundle.config,
+            rootfs: bundle.rootfs,
+            rootfs_read_only: bundle.rootfs_read_only,
+            binds: bundle.binds,
+            terminal,
+        },
+        guest: GuestConfig {
+            engine: guest.engine,
+            cpus: guest.size.cpus,
+            memory_mib: guest.size.memory_mib,
+            kernel: launch.give(kernel),
+            agent: launch.give(agent),
+            kernel_args: settings.kernel_args,
+            qemu: settings.qemu,
+        },
+        deadlines: Deadlines {
+            agent: settings.agent_deadline,
+            create: settings.create_deadline,
+            shutdown: settings.shutdown_deadline,
+        },
+        state: (state.path().to_owned(), launch.give(state.share_lock()?)),
+        command: launch.give(command),
+        pid_file: options.pid_file.map(std::path::absolute).transpose()?,
+        timings: options.timings.map(std::path::absolute).transpose()?,
+        debug: global.debug,
+        started_ns,
+    };
+    launch.configure(&config)?;
+    let outcome = client.supervise(launch);
+    drop(raw_mode);
+    match &outcome {
+        Ok(None) => {}
+        // The monitor has done this unless it was killed.
+        _ => state.remove_unless_kept().context("state directory")?,
+    }
+    outcome
+}
+
+fn refuse_descriptors(options: &Options) -> anyhow::Result<()> {
+    if options.preserve_fds > 0 {
+        bail!(
+            "--preserve-fds={}: a guest cannot be given descriptors of the host: leave it out",
+            options.preserve_fds
+        );
+    }
+    Ok(())
+}
+
+fn describe(id: &str, bundle: &Bundle, engine: Engine, keep: bool) -> Record {
+    let uid = nix::unistd::getuid();
+    let owner = nix::unistd::User::from_uid(uid).ok().flatten();
+    Record {
+        oci_version: bundle.spec.version().clone(),
+        id: id.to_owned(),
+        status: Status::Creating,
+        monitor: Monitor { pid: 0, started: 0 },
+        bundle: bundle.dir.clone(),
+        rootfs: bundle.rootfs.clone(),
+        created: rfc3339(SystemTime::now()),
+        owner: owner.map_or_else(|| uid.to_string(), |user| user.name),
+        annotations: bundle.spec.annotations().clone().unwrap_or_default(),
+        engine: engine.name().to_owned(),
+        kept: keep,
+    }
+}
+
+/// The machine that a container gets, from flags, annotations, the bundle and the settings.
+struct Guest {
+    engine: Engine,
+    size: Size,
+}
+
+impl Guest {
+    fn decide(options: &Options, bundle: &Bundle, settings: &Settings) -> anyhow::Result<Self> {
+        let choice = match options.engine {
+            Some(engine) => engine,
+            None => annotation(bundle, "io.kiln.engine")?.unwrap_or(settings.engine),
+        };
+        let asked = Limits {
+            cpus: options.cpus.or(annotation(bundle, "io.kiln.cpus")?).or(settings.cpus),
+            memory_mib: options
+                .memory
+                .or(annotation(bundle, "io.kiln.memory-mib")?)
+                .or(settings.memory_mib),
+        };
+        let size = Size::decide(asked, &bundle.spec, Host::detect())?;
+        let choice = engine::choose(choice, &settings.qemu)?;
+        choice.announce();
+        Ok(Self { engine: choice.engine, size })
+    }
+}
+
+fn annotation<T>(bundle: &Bundle, name: &str) -> anyhow::Result<Option<T>>
+where
+    T: FromStr<Err: std::fmt::Display>,
+{
+    let Some(text) = bundle.annotation(name) else { return Ok(None) };
+    match text.parse() {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => bail!("annotations[{name:?}]: {text:?}: {error}"),
+    }
+}
+
+/// The first size of the container's terminal, if it is to have one.
+fn find_terminal(
+    bundle: &Bundle,
+    options: &Options,
+    mode: Mode,
+) -> anyhow::Result<Option<WindowSize>> {
+    let attached = mode == Mode::Attached;
+    let socket = options.console_socket.is_some();
+    if socket && (attached || !bundle.terminal()) {
+        bail!("cannot use console socket if kiln will not detach or allocate tty");
+    }
+    if !bundle.terminal() {
+        return Ok(None);
+    }
+    if !attached {
+        if !socket {
+            bail!("cannot allocate tty if kiln will detach without setting console socket");
+        }
+        return Ok(Some(configured_size(bundle)));
+    }
+    // SAFETY: standard input stays open.
+    match terminal::size(unsafe { BorrowedFd::borrow_raw(0) }.as_fd()) {
+        Some(size) => Ok(Some(size)),
+        None => bail!(
+            "process.terminal: standard input is not a terminal: set it to false, or run kiln in a \
+             terminal"
+        ),
+    }
+}
+
+fn configured_size(bundle: &Bundle) -> WindowSize {
+    let process = bundle.spec.process().as_ref();
+    let size = process.and_then(|process| process.console_size());
+    let cells = |count: u64| u16::try_from(count).unwrap_or(u16::MAX);
+    size.map_or(WindowSize { rows: 0, columns: 0 }, |size| WindowSize {
+        rows: cells(size.height()),
+        columns: cells(size.width()),
+    })
+}
+
+/// Gives the monitor its session and terminal. A foreground one shares the command's, which is in
+/// raw mode as long as the result lives.
+fn attach(
+    launch: &mut Launch,
+    terminal: Option<WindowSize>,
+    options: &Options,
+    mode: Mode,
+) -> anyhow::Result<Option<RawMode>> {
+    if mode == Mode::Attached {
+        return terminal.map(|_| RawMode::enter()).transpose().context("terminal");
+    }
+    let slave = match (&options.console_socket, terminal) {
+        (Some(socket), Some(size)) => Some(send_terminal(socket, size)?),
+        _ => None,
+    };
+    launch.lead_session(slave)?;
+    Ok(None)
+}
+
+/// Makes a terminal and sends its master to whoever listens on `socket`; gives the slave.
+pub fn send_terminal(socket: &Path, size: WindowSize) -> anyhow::Result<OwnedFd> {
+    let (master, slave) = terminal::open_pair(size).context("terminal")?;
+    terminal::send_master(socket, master, slave.as_fd())
+        .with_context(|| format!("--console-socket {}", socket.display()))?;
+    Ok(slave)
+}

@@ -1,0 +1,137 @@
+//! `state.json`: what is known of a container.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// What `state.json` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// Version of the OCI runtime specification, as in the bundle.
+    pub oci_version: String,
+    /// The container's id.
+    pub id: String,
+    /// How far it was when this was written.
+    pub status: Status,
+    /// The process that stands for the container.
+    pub monitor: Monitor,
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The root file system's directory.
+    pub rootfs: PathBuf,
+    /// When the sandbox was made, as in RFC 3339.
+    pub created: String,
+    /// The name of the user who made it; the number if there is no name.
+    pub owner: String,
+    /// The bundle's annotations, and kiln's own.
+    pub annotations: HashMap<String, String>,
+    /// The engine in use.
+    pub engine: String,
+    /// It stays until it is deleted. Others go with the command that runs them.
+    pub kept: bool,
+}
+
+/// How far a container is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Its sandbox is being made.
+    Creating,
+    /// It waits to be started.
+    Created,
+    /// Its program runs.
+    Running,
+    /// Its processes are frozen.
+    Paused,
+    /// Its program has ended.
+    Stopped,
+}
+
+impl Status {
+    /// Its name in the runtime specification.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// A process, told from a later one that has the same id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Monitor {
+    /// Its process id.
+    pub pid: i32,
+    /// When it was started, in clock ticks since the host's boot: field 22 of proc_pid_stat(5).
+    pub started: u64,
+}
+
+impl Monitor {
+    /// The calling process.
+    ///
+    /// # Errors
+    /// There is no `/proc`.
+    pub fn this() -> io::Result<Self> {
+        let pid = nix::unistd::getpid().as_raw();
+        let (_, started) = look(pid)?.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self { pid, started })
+    }
+
+    /// Whether it runs. One that has ended and was not waited for yet doesn't.
+    pub fn is_alive(self) -> bool {
+        matches!(look(self.pid), Ok(Some((state, started)))
+            if started == self.started && !matches!(state, b'Z' | b'X'))
+    }
+}
+
+/// A process's state letter and start time, if there is such a process.
+fn look(pid: i32) -> io::Result<Option<(u8, u64)>> {
+    /// Of the fields after the name: `state` is the first, `starttime` the twentieth.
+    const START_TIME: usize = 19;
+
+    let text = match std::fs::read(format!("/proc/{pid}/stat")) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // The name may hold anything, spaces and parentheses too.
+    let after_name = text.iter().rposition(|&byte| byte == b')').map(|end| &text[end + 1..]);
+    let fields = String::from_utf8_lossy(after_name.unwrap_or_default()).into_owned();
+    let mut fields = fields.split_ascii_whitespace();
+    let state = fields.next().and_then(|state| state.bytes().next());
+    let started = fields.nth(START_TIME - 1).and_then(|ticks| ticks.parse().ok());
+    match (state, started) {
+        (Some(state), Some(started)) => Ok(Some((state, started))),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "unreadable /proc/PID/stat")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn process_lives_until_its_end_even_unreaped() {
+        let mut child =
+            std::process::Command::new("/bin/sleep").arg("1000").spawn().expect("child");
+        let pid = i32::try_from(child.id()).expect("pid");
+        let (_, started) = look(pid).expect("proc").expect("there");
+        let monitor = Monitor { pid, started };
+        assert!(monitor.is_alive());
+        assert!(!Monitor { started: started + 1, ..monitor }.is_alive());
+        child.kill().expect("killed");
+        while !matches!(look(pid), Ok(Some((b'Z', _)))) {
+            std::thread::yield_now();
+        }
+        assert!(!monitor.is_alive());
+        child.wait().expect("reaped");
+        assert!(!monitor.is_alive());
+    }
+}

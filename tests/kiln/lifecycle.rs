@@ -1,0 +1,211 @@
+//! Containers that outlive the command that made them: create, start, state, kill, delete, list.
+
+use std::fs;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::stage::{Stage, errors};
+
+/// Long enough for a guest on a busy host.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `kiln create` of the bundle as `test`. The container keeps the standard streams, so they are
+/// files of the stage.
+fn create(stage: &Stage, options: &[&str]) -> Output {
+    let file = |name| fs::File::create(stage.path().join(name)).expect("file");
+    let mut command = stage.kiln();
+    command.args(["create", "--engine", "emulated", "--bundle"]).arg(stage.bundle());
+    command.args(options).arg("test");
+    command.stdin(Stdio::null()).stdout(file("output")).stderr(file("errors"));
+    let status = command.status().expect("kiln");
+    let stderr = fs::read(stage.path().join("errors")).expect("errors");
+    Output { status, stdout: Vec::new(), stderr }
+}
+
+fn kiln(stage: &Stage, args: &[&str]) -> Output {
+    stage.kiln().args(args).output().expect("kiln")
+}
+
+fn succeeds(stage: &Stage, args: &[&str]) -> String {
+    let output = kiln(stage, args);
+    assert!(output.status.success(), "{args:?}: {}", errors(&output));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn state(stage: &Stage) -> Value {
+    serde_json::from_str(&succeeds(stage, &["state", "test"])).expect("JSON")
+}
+
+fn wait_for(stage: &Stage, status: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    while state(stage)["status"] != status {
+        assert!(Instant::now() < deadline, "not {status}: {}", state(stage));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn wait_for_output(stage: &Stage, text: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    let path = stage.path().join("output");
+    while !fs::read_to_string(&path).expect("output").contains(text) {
+        assert!(Instant::now() < deadline, "no {text:?} in the output");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn container_is_created_started_and_deleted() {
+    let stage = Stage::new(&["sh", "-c", "echo begun; exit 7"]);
+    let pid_file = stage.path().join("pid");
+    let output = create(&stage, &["--pid-file", &pid_file.display().to_string()]);
+    assert!(output.status.success(), "{}", errors(&output));
+
+    let created = state(&stage);
+    assert_eq!(created["status"], "created");
+    assert_eq!(created["id"], "test");
+    assert_eq!(created["bundle"], stage.bundle().display().to_string());
+    let pid = fs::read_to_string(pid_file).expect("pid file");
+    assert_eq!(created["pid"].to_string(), pid);
+    assert!(fs::exists(format!("/proc/{pid}")).expect("proc"));
+    assert_eq!(fs::read_to_string(stage.path().join("output")).expect("output"), "");
+    assert!(succeeds(&stage, &["list"]).contains("created"));
+
+    succeeds(&stage, &["start", "test"]);
+    wait_for(&stage, "stopped");
+    assert_eq!(fs::read_to_string(stage.path().join("output")).expect("output"), "begun\n");
+    assert_eq!(state(&stage)["pid"], 0);
+
+    succeeds(&stage, &["delete", "test"]);
+    assert!(stage.is_clean());
+    let output = kiln(&stage, &["state", "test"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains("\"test\" does not exist"), "{}", errors(&output));
+}
+
+#[test]
+fn verbs_refuse_what_the_state_does_not_allow() {
+    let stage = Stage::new(&["sh", "-c", "echo up; sleep 1000"]);
+    assert!(create(&stage, &[]).status.success());
+    let refused = |args: &[&str], expected: &str| {
+        let output = kiln(&stage, args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(errors(&output).contains(expected), "{args:?}: {}", errors(&output));
+    };
+    let bundle = stage.bundle().display().to_string();
+    refused(&["create", "--engine", "emulated", "--bundle", &bundle, "test"], "exists already");
+    succeeds(&stage, &["start", "test"]);
+    refused(&["start", "test"], "cannot start a container in the running state");
+    refused(&["delete", "test"], "not stopped: running");
+    refused(&["kill", "nosuch"], "does not exist");
+    let unknown = kiln(&stage, &["kill", "test", "NOSUCH"]);
+    assert!(!unknown.status.success());
+    assert!(errors(&unknown).contains("unknown signal"), "{}", errors(&unknown));
+
+    succeeds(&stage, &["kill", "test", "KILL"]);
+    wait_for(&stage, "stopped");
+    refused(&["start", "test"], "has stopped");
+    refused(&["kill", "test"], "container not running");
+    refused(&["create", "--engine", "emulated", "--bundle", &bundle, "test"], "exists already");
+    succeeds(&stage, &["delete", "test"]);
+    succeeds(&stage, &["delete", "--force", "test"]);
+    assert!(stage.is_clean());
+}
+
+#[test]
+fn signals_reach_the_program_and_its_status_is_the_monitors() {
+    let program = "trap 'echo got it; exit 5' TERM; echo up; while :; do sleep 1; done";
+    let stage = Stage::new(&["sh", "-c", program]);
+    // This process becomes the one that the monitor is left to.
+    // SAFETY: plain numbers.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
+    assert!(create(&stage, &[]).status.success());
+    let pid = i32::try_from(state(&stage)["pid"].as_i64().expect("number")).expect("pid");
+    succeeds(&stage, &["start", "test"]);
+    wait_for_output(&stage, "up");
+    succeeds(&stage, &["kill", "test", "SIGTERM"]);
+    let mut status = 0;
+    // SAFETY: the pointer is to a live integer.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    assert_eq!(libc::WEXITSTATUS(status), 5);
+    wait_for_output(&stage, "got it");
+    succeeds(&stage, &["delete", "test"]);
+}
+
+#[test]
+fn created_container_that_is_killed_never_begins() {
+    let stage = Stage::new(&["sh", "-c", "echo begun"]);
+    assert!(create(&stage, &[]).status.success());
+    succeeds(&stage, &["kill", "test", "TERM"]);
+    wait_for(&stage, "stopped");
+    assert_eq!(fs::read_to_string(stage.path().join("output")).expect("output"), "");
+    succeeds(&stage, &["delete", "test"]);
+    assert!(stage.is_clean());
+}
+
+#[test]
+fn killed_monitor_takes_its_sandbox_along_and_delete_removes_the_rest() {
+    let stage = Stage::new(&["sleep", "1000"]);
+    assert!(create(&stage, &[]).status.success());
+    succeeds(&stage, &["start", "test"]);
+    let pid = state(&stage)["pid"].to_string();
+    assert!(Command::new("/bin/kill").args(["-KILL", &pid]).status().expect("kill").success());
+    wait_for(&stage, "stopped");
+    succeeds(&stage, &["delete", "test"]);
+    assert!(stage.is_clean());
+    let deadline = Instant::now() + PATIENCE;
+    while !processes_of(&stage).is_empty() {
+        assert!(Instant::now() < deadline, "left: {:?}", processes_of(&stage));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn running_container_is_deleted_by_force() {
+    let stage = Stage::new(&["sleep", "1000"]);
+    assert!(create(&stage, &[]).status.success());
+    succeeds(&stage, &["start", "test"]);
+    succeeds(&stage, &["delete", "--force", "test"]);
+    assert!(stage.is_clean());
+}
+
+#[test]
+fn detached_run_returns_and_kept_run_stays() {
+    let stage = Stage::new(&["sh", "-c", "exit 3"]);
+    let output = stage.run(&["--keep"]).output().expect("kiln");
+    assert_eq!(output.status.code(), Some(3), "{}", errors(&output));
+    assert_eq!(state(&stage)["status"], "stopped");
+    succeeds(&stage, &["delete", "test"]);
+
+    let mut detached = stage.run(&["--detach"]);
+    detached.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(detached.status().expect("kiln").success());
+    wait_for(&stage, "stopped");
+    succeeds(&stage, &["delete", "test"]);
+    assert!(stage.is_clean());
+}
+
+#[test]
+fn program_that_is_not_found_fails_the_create_and_leaves_nothing() {
+    let stage = Stage::new(&["nosuchprogram"]);
+    let output = create(&stage, &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let errors = errors(&output);
+    assert!(errors.contains("executable file not found in $PATH"), "{errors}");
+    assert!(stage.is_clean());
+}
+
+/// Processes that were started with this stage's state directory in their environment.
+fn processes_of(stage: &Stage) -> Vec<String> {
+    let mark = format!("KILN_TEST={}", stage.root().display());
+    let processes = fs::read_dir("/proc").expect("proc").flatten();
+    let names = processes.filter_map(|entry| entry.file_name().into_string().ok());
+    names
+        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
+        .filter(|pid| {
+            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|&byte| byte == 0).any(|entry| entry == mark.as_bytes())
+        })
+        .collect()
+}
