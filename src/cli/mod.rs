@@ -3,9 +3,11 @@
 //! The verbs that users call have runc's names and options. The hidden ones are the processes of a
 //! sandbox: each is told all it needs by a JSON document that it reads from `--config-fd`.
 
+mod checkpoint;
 mod create;
 mod delete;
 mod doctor;
+mod features;
 mod internal;
 mod kill;
 mod launch;
@@ -116,6 +118,14 @@ enum Verb {
     Delete(delete::Delete),
     /// List the containers
     List(list::List),
+    /// Print what kiln honours in a bundle's config.json, as JSON
+    Features(features::Features),
+    /// Not supported
+    #[command(hide = true)]
+    Checkpoint(checkpoint::Anything),
+    /// Not supported
+    #[command(hide = true)]
+    Restore(checkpoint::Anything),
     /// Write a bundle's config.json
     Spec(spec::Spec),
     /// Check what this host can do and say how to mend what it can't
@@ -188,6 +198,9 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Kill(kill) => kill::run(global, &kill),
         Verb::Delete(delete) => delete::run(global, &delete),
         Verb::List(list) => list::run(global, &list),
+        Verb::Features(features) => features::run(global, &features),
+        Verb::Checkpoint(_) => checkpoint::refuse("checkpoint"),
+        Verb::Restore(_) => checkpoint::refuse("restore"),
         Verb::Spec(spec) => spec::run(&spec),
         Verb::Doctor(doctor) => doctor::run(global, &doctor),
         Verb::Vm(Vm::Run(vm_run)) => vm_run::run(global, vm_run),

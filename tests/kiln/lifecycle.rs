@@ -196,6 +196,37 @@ fn program_that_is_not_found_fails_the_create_and_leaves_nothing() {
     assert!(stage.is_clean());
 }
 
+#[test]
+fn guests_take_every_mount_option_that_features_lists() {
+    let stage = Stage::new(&["true"]);
+    let features: Value = serde_json::from_str(&succeeds(&stage, &["features"])).expect("JSON");
+    let options = features["mountOptions"].as_array().expect("list").clone();
+    let (of_binds, others): (Vec<_>, Vec<_>) =
+        options.into_iter().partition(|option| option == "bind" || option == "rbind");
+    assert_eq!(of_binds.len(), 2);
+    stage.edit(|config| {
+        let mounts = config["mounts"].as_array_mut().expect("mounts");
+        for option in others {
+            let destination = format!("/tmp/{}", option.as_str().expect("name"));
+            mounts.push(serde_json::json!({
+                "destination": destination, "type": "tmpfs", "source": "tmpfs", "options": [option],
+            }));
+        }
+    });
+    let output = stage.run(&[]).output().expect("kiln");
+    assert!(output.status.success(), "{}", errors(&output));
+}
+
+#[test]
+fn checkpoints_are_refused_whatever_the_options() {
+    let stage = Stage::new(&["true"]);
+    for args in [&["checkpoint", "--image-path", "/x", "test"][..], &["restore", "test"]] {
+        let output = kiln(&stage, args);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(errors(&output).contains("is not supported"), "{}", errors(&output));
+    }
+}
+
 /// Processes that were started with this stage's state directory in their environment.
 fn processes_of(stage: &Stage) -> Vec<String> {
     let mark = format!("KILN_TEST={}", stage.root().display());

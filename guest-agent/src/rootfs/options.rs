@@ -30,8 +30,7 @@ const REFUSED: [(&str, &str); 4] = [
 ];
 
 /// Options of the file system as a whole: meaningless for a bind mount, where mount(2) ignores them.
-const FILE_SYSTEM_FLAGS: [&str; 6] =
-    ["sync", "async", "dirsync", "lazytime", "nolazytime", "silent"];
+const FILE_SYSTEM_FLAGS: [&str; 5] = ["sync", "async", "dirsync", "lazytime", "nolazytime"];
 
 impl MountOptions {
     /// Reads options.
@@ -76,7 +75,9 @@ impl MountOptions {
             "bind" => self.bind = true,
             "rbind" => (self.bind, self.recursive_bind) = (true, true),
             "tmpcopyup" => self.copy_up = true,
-            "" | "defaults" | "loud" | "nomand" | "noiversion" | "iversion" => {}
+            // fsconfig(2), unlike mount(2), has no flag for the volume of the kernel's messages.
+            "silent" | "loud" => {}
+            "" | "defaults" | "nomand" | "noiversion" | "iversion" => {}
             flag if FILE_SYSTEM_FLAGS.contains(&flag) && self.bind => {}
             _ => self.parameters.push(match option.split_once('=') {
                 Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
