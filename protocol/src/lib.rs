@@ -20,17 +20,26 @@
 //! [`VERSION`] is exact: kiln ships monitor and agent together, so an agent of another version is an
 //! installation error and is reported as one.
 
+mod ask;
+mod bounded;
+mod exec;
 pub mod frame;
 mod message;
+pub mod statistics;
 mod stream;
+#[cfg(test)]
+mod tests;
 
+pub use ask::{Answer, GuestProcess, MAX_COMMAND, MAX_MESSAGE, MAX_NAME, MAX_PROCESSES, Question};
+pub use exec::{ExecId, ExecProcess};
 pub use message::{
     BindMount, CreateContainer, ExitStatus, FailurePhase, FromAgent, Stdio, ToAgent, WindowSize,
 };
+pub use statistics::Statistics;
 pub use stream::{StreamHeader, StreamToken};
 
 /// Version of everything in this crate. Any change of a message's shape or meaning raises it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// vsock port on the host (CID 2) that the agent connects to once.
 pub const CONTROL_PORT: u32 = 1024;
@@ -50,5 +59,5 @@ pub const SHARE_ROOTFS: &str = "rootfs";
 /// Longest frame the agent accepts, in bytes: room for a container's whole configuration.
 pub const MAX_TO_AGENT: usize = 8 << 20;
 
-/// Longest frame the monitor accepts, in bytes.
-pub const MAX_FROM_AGENT: usize = 64 << 10;
+/// Longest frame the monitor accepts, in bytes: room for a list of [`MAX_PROCESSES`].
+pub const MAX_FROM_AGENT: usize = 4 << 20;

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::StreamToken;
+use crate::ask::MAX_MESSAGE;
+use crate::{Answer, ExecId, ExecProcess, Question, StreamToken, bounded};
 
 /// A message from the monitor to the agent.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,17 +30,32 @@ pub enum ToAgent {
     Signal {
         /// The container.
         container: String,
+        /// To this exec's process; without one, to the container's first.
+        exec: Option<ExecId>,
         /// Signal number, 1 to 64.
         signal: i32,
-        /// To every process of the container instead of its first.
+        /// To every process of the container instead, whichever is named.
         all: bool,
     },
-    /// The size of the terminal of a container has changed.
+    /// The size of a terminal has changed.
     Resize {
         /// The container.
         container: String,
+        /// The terminal is this exec's; without one, the container's first process's.
+        exec: Option<ExecId>,
         /// The new size.
         size: WindowSize,
+    },
+    /// Execute a further program in a container that runs.
+    Exec(Box<ExecProcess>),
+    /// A question about a container.
+    Ask {
+        /// Comes back with the answer.
+        request: u32,
+        /// The container.
+        container: String,
+        /// What is asked.
+        question: Question,
     },
     /// Kill what still runs, flush file systems and end the guest.
     Shutdown,
@@ -89,6 +105,52 @@ pub enum FromAgent {
         status: ExitStatus,
         /// Whether the container's memory limit had processes killed.
         oom_killed: bool,
+    },
+    /// Answers [`ToAgent::Exec`]: the program has been executed.
+    ExecStarted {
+        /// The container.
+        container: String,
+        /// The exec.
+        exec: ExecId,
+    },
+    /// Answers [`ToAgent::Exec`]: the program could not be executed, and the exec is over.
+    ExecFailed {
+        /// The container.
+        container: String,
+        /// The exec.
+        exec: ExecId,
+        /// How far it came.
+        phase: FailurePhase,
+        /// What failed, naming the field of the process, and why.
+        #[serde(deserialize_with = "bounded::text::<_, MAX_MESSAGE>")]
+        message: String,
+        /// As of [`FromAgent::Failed`].
+        exit_code: u8,
+    },
+    /// An exec's process has ended, after [`FromAgent::ExecStarted`] and before the container's
+    /// [`FromAgent::Exited`]. Its output may still be on its way.
+    ExecExited {
+        /// The container.
+        container: String,
+        /// The exec.
+        exec: ExecId,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// Answers [`ToAgent::Ask`].
+    Answer {
+        /// The question's number.
+        request: u32,
+        /// The answer.
+        answer: Answer,
+    },
+    /// The kernel has killed processes of a container for want of memory. Sent unasked, while the
+    /// container lives, each time that the number has grown.
+    OomKilled {
+        /// The container.
+        container: String,
+        /// Processes killed since the container was created.
+        kills: u64,
     },
 }
 

@@ -173,6 +173,11 @@ fn name_of(message: &FromAgent) -> &'static str {
         FromAgent::Started { .. } => "\"started\"",
         FromAgent::Failed { .. } => "\"failed\"",
         FromAgent::Exited { .. } => "\"exited\"",
+        FromAgent::ExecStarted { .. } => "\"exec started\"",
+        FromAgent::ExecFailed { .. } => "\"exec failed\"",
+        FromAgent::ExecExited { .. } => "\"exec exited\"",
+        FromAgent::Answer { .. } => "an answer",
+        FromAgent::OomKilled { .. } => "\"out of memory\"",
     }
 }
 

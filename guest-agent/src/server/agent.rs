@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use kiln_protocol::{
-    CreateContainer, FailurePhase, FromAgent, StreamToken, ToAgent, VERSION, WindowSize,
+    Answer, CreateContainer, FailurePhase, FromAgent, StreamToken, ToAgent, VERSION, WindowSize,
 };
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -173,13 +173,26 @@ impl Agent {
             }
             ToAgent::Create(create) => self.create(&create),
             ToAgent::Start { container } => self.start(container),
-            ToAgent::Signal { container, signal, all } => {
+            ToAgent::Signal { container, exec: None, signal, all } => {
                 self.signal(&container, signal, all);
                 Ok(())
             }
-            ToAgent::Resize { container, size } => {
+            ToAgent::Resize { container, exec: None, size } => {
                 self.resize(&container, size);
                 Ok(())
+            }
+            // There is no such exec (any more).
+            ToAgent::Signal { .. } | ToAgent::Resize { .. } => Ok(()),
+            ToAgent::Exec(exec) => self.send(&FromAgent::ExecFailed {
+                container: exec.container,
+                exec: exec.exec,
+                phase: FailurePhase::Exec,
+                message: "this agent has no exec".to_owned(),
+                exit_code: 255,
+            }),
+            ToAgent::Ask { request, .. } => {
+                let why = "this agent answers no questions".to_owned();
+                self.send(&FromAgent::Answer { request, answer: Answer::Refused(why) })
             }
             // The loop ends before a shutdown comes here.
             ToAgent::Shutdown => Ok(()),

@@ -48,7 +48,7 @@ fn signal_ends_a_program_and_is_reported() {
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
     let container = "c".to_owned();
-    guest.send(&ToAgent::Signal { container, signal: libc::SIGUSR1, all: false });
+    guest.send(&ToAgent::Signal { container, exec: None, signal: libc::SIGUSR1, all: false });
     assert_eq!(guest.wait(), ExitStatus::Code(40));
 }
 
@@ -63,7 +63,7 @@ fn killing_all_ends_a_container_before_and_after_its_start() {
             assert!(matches!(guest.receive(), FromAgent::Started { .. }));
         }
         let container = "c".to_owned();
-        guest.send(&ToAgent::Signal { container, signal: libc::SIGKILL, all: true });
+        guest.send(&ToAgent::Signal { container, exec: None, signal: libc::SIGKILL, all: true });
         assert_eq!(guest.wait(), ExitStatus::Signal(libc::SIGKILL as u8));
     }
 }

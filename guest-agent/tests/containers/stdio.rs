@@ -88,7 +88,7 @@ fn terminal_has_its_size_its_name_and_its_control() {
     }
     assert_eq!(text, "/dev/pts/0\r\n40 132\r\n88\r\n");
     let size = WindowSize { rows: 50, columns: 100 };
-    guest.send(&ToAgent::Resize { container: "c".to_owned(), size });
+    guest.send(&ToAgent::Resize { container: "c".to_owned(), exec: None, size });
     let mut rest = String::new();
     terminal.read_to_string(&mut rest).expect("reads");
     assert_eq!(rest, "50 100\r\n");

@@ -131,7 +131,7 @@ impl Monitor {
                     self.set_up = true;
                     if let Some(size) = self.new_size.take() {
                         let container = self.container.id.clone();
-                        self.tell(&ToAgent::Resize { container, size })?;
+                        self.tell(&ToAgent::Resize { container, exec: None, size })?;
                     }
                     return Ok(outputs);
                 }

@@ -137,7 +137,11 @@ impl Monitor {
 
     fn resize(&mut self, size: WindowSize) -> Result<(), Failure> {
         if self.set_up {
-            return self.tell(&ToAgent::Resize { container: self.container.id.clone(), size });
+            return self.tell(&ToAgent::Resize {
+                container: self.container.id.clone(),
+                exec: None,
+                size,
+            });
         }
         self.new_size = Some(size);
         Ok(())
@@ -172,7 +176,12 @@ impl Monitor {
         // signal would end: the kernel spares a namespace's first process.
         let waits = self.record.status == Status::Created;
         let signal = if waits && ENDING.contains(&signal) { libc::SIGKILL } else { signal };
-        self.tell(&ToAgent::Signal { container: self.container.id.clone(), signal, all })
+        self.tell(&ToAgent::Signal {
+            container: self.container.id.clone(),
+            exec: None,
+            signal,
+            all,
+        })
     }
 
     fn keep_output(&mut self, role: Role, bytes: &[u8]) {
