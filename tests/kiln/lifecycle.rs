@@ -2,14 +2,11 @@
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::run::{eventually, processes_of};
 use crate::stage::{Stage, errors};
-
-/// Long enough for a guest on a busy host.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `kiln create` of the bundle as `test`. The container keeps the standard streams, so they are
 /// files of the stage.
@@ -34,25 +31,13 @@ fn succeeds(stage: &Stage, args: &[&str]) -> String {
     String::from_utf8(output.stdout).expect("text")
 }
 
-fn state(stage: &Stage) -> Value {
-    serde_json::from_str(&succeeds(stage, &["state", "test"])).expect("JSON")
-}
-
 fn wait_for(stage: &Stage, status: &str) {
-    let deadline = Instant::now() + PATIENCE;
-    while state(stage)["status"] != status {
-        assert!(Instant::now() < deadline, "not {status}: {}", state(stage));
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    eventually(status, || stage.state()["status"] == status);
 }
 
 fn wait_for_output(stage: &Stage, text: &str) {
-    let deadline = Instant::now() + PATIENCE;
     let path = stage.path().join("output");
-    while !fs::read_to_string(&path).expect("output").contains(text) {
-        assert!(Instant::now() < deadline, "no {text:?} in the output");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    eventually(text, || fs::read_to_string(&path).expect("output").contains(text));
 }
 
 #[test]
@@ -62,7 +47,7 @@ fn container_is_created_started_and_deleted() {
     let output = create(&stage, &["--pid-file", &pid_file.display().to_string()]);
     assert!(output.status.success(), "{}", errors(&output));
 
-    let created = state(&stage);
+    let created = stage.state();
     assert_eq!(created["status"], "created");
     assert_eq!(created["id"], "test");
     assert_eq!(created["bundle"], stage.bundle().display().to_string());
@@ -75,7 +60,7 @@ fn container_is_created_started_and_deleted() {
     succeeds(&stage, &["start", "test"]);
     wait_for(&stage, "stopped");
     assert_eq!(fs::read_to_string(stage.path().join("output")).expect("output"), "begun\n");
-    assert_eq!(state(&stage)["pid"], 0);
+    assert_eq!(stage.state()["pid"], 0);
 
     succeeds(&stage, &["delete", "test"]);
     assert!(stage.is_clean());
@@ -121,7 +106,7 @@ fn signals_reach_the_program_and_its_status_is_the_monitors() {
     // SAFETY: plain numbers.
     unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
     assert!(create(&stage, &[]).status.success());
-    let pid = i32::try_from(state(&stage)["pid"].as_i64().expect("number")).expect("pid");
+    let pid = i32::try_from(stage.state()["pid"].as_i64().expect("number")).expect("pid");
     succeeds(&stage, &["start", "test"]);
     wait_for_output(&stage, "up");
     succeeds(&stage, &["kill", "test", "SIGTERM"]);
@@ -149,16 +134,12 @@ fn killed_monitor_takes_its_sandbox_along_and_delete_removes_the_rest() {
     let stage = Stage::new(&["sleep", "1000"]);
     assert!(create(&stage, &[]).status.success());
     succeeds(&stage, &["start", "test"]);
-    let pid = state(&stage)["pid"].to_string();
+    let pid = stage.state()["pid"].to_string();
     assert!(Command::new("/bin/kill").args(["-KILL", &pid]).status().expect("kill").success());
     wait_for(&stage, "stopped");
     succeeds(&stage, &["delete", "test"]);
     assert!(stage.is_clean());
-    let deadline = Instant::now() + PATIENCE;
-    while !processes_of(&stage).is_empty() {
-        assert!(Instant::now() < deadline, "left: {:?}", processes_of(&stage));
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    eventually("the end of every process", || processes_of(&stage).is_empty());
 }
 
 #[test]
@@ -175,7 +156,7 @@ fn detached_run_returns_and_kept_run_stays() {
     let stage = Stage::new(&["sh", "-c", "exit 3"]);
     let output = stage.run(&["--keep"]).output().expect("kiln");
     assert_eq!(output.status.code(), Some(3), "{}", errors(&output));
-    assert_eq!(state(&stage)["status"], "stopped");
+    assert_eq!(stage.state()["status"], "stopped");
     succeeds(&stage, &["delete", "test"]);
 
     let mut detached = stage.run(&["--detach"]);
@@ -225,18 +206,4 @@ fn checkpoints_are_refused_whatever_the_options() {
         assert_eq!(output.status.code(), Some(1));
         assert!(errors(&output).contains("is not supported"), "{}", errors(&output));
     }
-}
-
-/// Processes that were started with this stage's state directory in their environment.
-fn processes_of(stage: &Stage) -> Vec<String> {
-    let mark = format!("KILN_TEST={}", stage.root().display());
-    let processes = fs::read_dir("/proc").expect("proc").flatten();
-    let names = processes.filter_map(|entry| entry.file_name().into_string().ok());
-    names
-        .filter(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
-        .filter(|pid| {
-            let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            environment.split(|&byte| byte == 0).any(|entry| entry == mark.as_bytes())
-        })
-        .collect()
 }

@@ -32,7 +32,7 @@ fn wait_for_line(child: &mut Child, line: &str) {
 }
 
 /// Waits until a condition holds.
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
         assert!(start.elapsed() < PATIENCE, "{what} did not come about");
@@ -170,8 +170,7 @@ fn pid_file_and_state_name_the_monitor_while_it_runs() {
     wait_for_line(&mut child, "ready");
     eventually("the pid file", || pid_file.exists());
     let pid: i32 = fs::read_to_string(&pid_file).expect("pid file").parse().expect("a number");
-    let state = fs::read(stage.root().join("test/state.json")).expect("state");
-    let state: Value = serde_json::from_slice(&state).expect("JSON");
+    let state = stage.state();
     assert_eq!((&state["status"], &state["pid"]), (&json!("running"), &json!(pid)));
 
     let again = stage.run(&[]).stdin(Stdio::null()).output().expect("kiln runs");
@@ -236,8 +235,7 @@ fn nothing_is_left_when_the_monitor_is_killed() {
     let mut child =
         stage.run(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("kiln runs");
     wait_for_line(&mut child, "ready");
-    let state = fs::read(stage.root().join("test/state.json")).expect("state");
-    let state: Value = serde_json::from_slice(&state).expect("JSON");
+    let state = stage.state();
     let pid = state["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
     let monitor = nix::unistd::Pid::from_raw(pid);
     nix::sys::signal::kill(monitor, nix::sys::signal::Signal::SIGKILL).expect("killed");

@@ -86,6 +86,13 @@ impl Stage {
         command
     }
 
+    /// What `kiln state` says of the container `test`.
+    pub fn state(&self) -> Value {
+        let output = self.kiln().args(["state", "test"]).output().expect("kiln");
+        assert!(output.status.success(), "{}", errors(&output));
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
     /// Whether nothing of a sandbox is left in the state directory.
     pub fn is_clean(&self) -> bool {
         fs::read_dir(self.root()).map_or(true, |mut entries| entries.next().is_none())
