@@ -78,6 +78,33 @@ impl Cgroup {
         write_file(&self.path.join("cgroup.procs"), &pid.to_string())
     }
 
+    /// Puts a process into the cgroup, or where `first`, a process of the container, is below it: a
+    /// container that has cgroups of its own may have no process in the uppermost.
+    ///
+    /// # Errors
+    /// `ESRCH` if it is gone.
+    pub fn add_beside(&self, pid: libc::pid_t, first: libc::pid_t) -> io::Result<()> {
+        match self.add(pid) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                let memberships = fs::read_to_string(format!("/proc/{first}/cgroup"))?;
+                let below = self.below(&memberships).ok_or(error)?;
+                write_file(&self.path.join(below).join("cgroup.procs"), &pid.to_string())
+            }
+            added => added,
+        }
+    }
+
+    /// The path below this cgroup that the content of a `/proc/<pid>/cgroup` names.
+    fn below(&self, memberships: &str) -> Option<PathBuf> {
+        let path = memberships.lines().find_map(|line| line.strip_prefix("0::"))?;
+        let name = self.path.file_name()?;
+        let mut components = Path::new(path).components();
+        components.by_ref().find(|component| component.as_os_str() == name)?;
+        let below = components.as_path();
+        let plain = |component| matches!(component, std::path::Component::Normal(_));
+        below.components().all(plain).then(|| below.to_owned())
+    }
+
     /// The processes in it and below it.
     ///
     /// # Errors
@@ -168,4 +195,27 @@ fn directories(path: &Path) -> io::Result<Vec<PathBuf>> {
 fn write_file(path: &Path, value: &str) -> io::Result<()> {
     let mut file = fs::File::options().write(true).open(path)?;
     file.write_all(value.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn place_below_a_containers_cgroup_is_read_from_the_kernels_words() {
+        // Dropping it is harmless: there is no such cgroup.
+        let cgroup = Cgroup { path: "/nowhere/container-1-2".into() };
+        let below = |memberships| cgroup.below(memberships);
+        let cases = [
+            ("3:cpu:/x\n0::/container-1-2/init.scope\n", Some("init.scope")),
+            ("0::/outer/container-1-2/a/b\n", Some("a/b")),
+            ("0::/container-1-2\n", Some("")),
+            ("0::/container-1-2/../agent\n", None),
+            ("0::/container-1-23/a\n", None),
+            ("1:cpu:/container-1-2/a\n", None),
+        ];
+        for (memberships, expected) in cases {
+            assert_eq!(below(memberships).as_deref(), expected.map(Path::new), "{memberships:?}");
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! Messages between the agent and a container's first process while it sets itself up.
+//! Messages between the agent and a process of a container while it sets itself up.
 //!
 //! A `SOCK_SEQPACKET` pair, so that each message is a packet and a descriptor can go with it. The
 //! process's end closes when it executes its program, or when it dies.
@@ -18,6 +18,11 @@ use crate::failure::Failure;
 /// What the process tells the agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Report {
+    /// A process has been born in a container that it joins; what follows comes from there.
+    Born {
+        /// Its id, in the agent's PID namespace.
+        pid: libc::pid_t,
+    },
     /// Set up but for the execution of the program. The terminal's master goes with it, if there is
     /// a terminal.
     Ready,

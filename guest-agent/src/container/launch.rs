@@ -1,15 +1,20 @@
-//! Starting a container's first process, and what the agent does for it from outside.
+//! Starting a container's processes, and what the agent does for them from outside.
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use kiln_protocol::FailurePhase;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::channel::{Channel, Command};
+use super::channel::{Channel, Command, Report};
+use super::join::{self, Joining};
+use super::namespaces::UserMappings;
+use super::program::{self, Program};
 use super::{Plan, init};
 use crate::cgroup::Cgroup;
 use crate::failure::{During, Failure};
+use crate::process::ProcessPlan;
 use crate::rootfs::Supplies;
 
 /// The process's ends of its stdio pipes. What is absent is `/dev/null`, or the terminal.
@@ -41,31 +46,81 @@ pub fn launch(
     cgroup: &Cgroup,
 ) -> Result<Launched, Failure> {
     cgroup.limit(&plan.limits)?;
-    let (channel, of_process) =
-        Channel::pair().during(FailurePhase::Process, || "set-up channel")?;
+    let (channel, of_process) = channel()?;
     // SAFETY: the child gets a copy of the whole address space, like a child of fork(2), and never
     // returns from this branch.
-    let pid = unsafe { clone_process(plan.namespaces.clone_flags()) }
+    let pid = unsafe { clone_process(plan.namespaces.clone_flags(), libc::SIGCHLD) }
         .during(FailurePhase::Namespaces, || "linux.namespaces")?;
     if pid == 0 {
         drop(channel);
-        init::run(plan, &supplies, streams, &of_process);
+        let program = Program { process: &plan.process, seccomp: plan.seccomp.as_ref() };
+        program::run(&of_process, || {
+            let enter = || init::enter(plan, &supplies);
+            program::become_program(program, streams, &of_process, enter)
+        });
+    }
+    let launched = Launched { pid, channel };
+    or_kill(launched, |launched| {
+        cgroup.add(pid).during(FailurePhase::Cgroups, || CGROUP)?;
+        if let Some(user) = &plan.namespaces.user {
+            map_ids(user, pid, cgroup)?;
+        }
+        release(&plan.process, launched)
+    })
+}
+
+/// Starts a further process in a container whose first process is `first`; as [`launch`].
+///
+/// # Errors
+/// As [`launch`], and that the first process has ended.
+pub fn join(
+    container: &Plan,
+    first: libc::pid_t,
+    process: &ProcessPlan,
+    streams: StandardStreams,
+    cgroup: &Cgroup,
+) -> Result<Launched, Failure> {
+    let open = |first| Ok::<_, io::Error>(pidfd_open(first, PidfdFlags::empty())?);
+    let descriptor = Pid::from_raw(first).ok_or(io::ErrorKind::InvalidInput.into()).and_then(open);
+    let descriptor = descriptor.during(FailurePhase::Namespaces, || "the first process")?;
+    let (channel, of_process) = channel()?;
+    // SAFETY: as in `launch`.
+    let joiner = unsafe { clone_process(0, libc::SIGCHLD) }
+        .during(FailurePhase::Process, || "start a process")?;
+    if joiner == 0 {
+        drop(channel);
+        let joining = Joining { container, first: descriptor.as_fd(), process };
+        program::run(&of_process, || join::run(joining, streams, &of_process));
     }
     drop(of_process);
-    let launched = Launched { pid, channel };
-    prepare(plan, &launched, cgroup).inspect_err(|_| {
-        // SAFETY: plain numbers; the process is this one's unreaped child.
-        unsafe { libc::kill(pid, libc::SIGKILL) };
-    })?;
-    Ok(launched)
+    // It ends within a few system calls, none of which waits for anything of the container's.
+    // SAFETY: a child of this process, not yet reaped; its status is not asked for.
+    while unsafe { libc::waitpid(joiner, std::ptr::null_mut(), 0) } < 0
+        && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+    {}
+    let pid = match channel.take_report() {
+        Ok(Some((Report::Born { pid }, _))) => pid,
+        Ok(Some((Report::Failed(failure), _))) => return Err(failure),
+        _ => {
+            let why = "the process ended on its way into the container";
+            return Err(Failure::new(FailurePhase::Namespaces, why));
+        }
+    };
+    or_kill(Launched { pid, channel }, |launched| {
+        cgroup.add_beside(pid, first).during(FailurePhase::Cgroups, || CGROUP)?;
+        release(process, launched)
+    })
+}
+
+fn channel() -> Result<(Channel, Channel), Failure> {
+    Channel::pair().during(FailurePhase::Process, || "set-up channel")
 }
 
 /// Applies what the process may not apply to itself, once it has reported that it is ready.
 ///
 /// # Errors
 /// A limit or priority that the kernel doesn't take, by field.
-pub fn constrain(plan: &Plan, pid: libc::pid_t) -> Result<(), Failure> {
-    let process = &plan.process;
+pub fn constrain(process: &ProcessPlan, pid: libc::pid_t) -> Result<(), Failure> {
     for limit in &process.rlimits {
         let field = || format!("process.rlimits ({})", limit.name());
         limit.apply(pid).during(FailurePhase::Process, field)?;
@@ -80,35 +135,53 @@ pub fn constrain(plan: &Plan, pid: libc::pid_t) -> Result<(), Failure> {
     Ok(())
 }
 
-fn prepare(plan: &Plan, launched: &Launched, cgroup: &Cgroup) -> Result<(), Failure> {
-    let pid = launched.pid;
-    cgroup.add(pid).during(FailurePhase::Cgroups, || "join the container's cgroup")?;
-    let write = |file: &str, value: &str| fs::write(format!("/proc/{pid}/{file}"), value);
-    write("oom_score_adj", &plan.process.oom_score_adj.to_string())
-        .during(FailurePhase::Process, || "process.oomScoreAdj")?;
-    if let Some(user) = &plan.namespaces.user {
-        write("uid_map", &user.uid_map())
-            .during(FailurePhase::Namespaces, || "linux.uidMappings")?;
-        write("gid_map", &user.gid_map())
-            .during(FailurePhase::Namespaces, || "linux.gidMappings")?;
-        let (uid, gid) = user.outside((0, 0));
-        cgroup.delegate(uid, gid).during(FailurePhase::Cgroups, || "delegate the cgroup")?;
-    }
-    launched
-        .channel
-        .command(Command::Prepare)
-        .during(FailurePhase::Process, || "the container's first process is gone")
+const CGROUP: &str = "join the container's cgroup";
+
+/// Kills a process for which the agent can't do its part.
+fn or_kill(
+    launched: Launched,
+    prepare: impl FnOnce(&Launched) -> Result<(), Failure>,
+) -> Result<Launched, Failure> {
+    prepare(&launched).inspect_err(|_| {
+        // SAFETY: plain numbers; the process is this one's unreaped child.
+        unsafe { libc::kill(launched.pid, libc::SIGKILL) };
+    })?;
+    Ok(launched)
 }
 
-/// clone3(2) without shared memory: 0 in the child.
+/// Gives the user namespace of a first process its mappings, and its root the cgroup.
+fn map_ids(user: &UserMappings, pid: libc::pid_t, cgroup: &Cgroup) -> Result<(), Failure> {
+    for (file, field, map) in [
+        ("uid_map", "linux.uidMappings", user.uid_map()),
+        ("gid_map", "linux.gidMappings", user.gid_map()),
+    ] {
+        fs::write(format!("/proc/{pid}/{file}"), map).during(FailurePhase::Namespaces, || field)?;
+    }
+    let (uid, gid) = user.outside((0, 0));
+    cgroup.delegate(uid, gid).during(FailurePhase::Cgroups, || "delegate the cgroup")
+}
+
+/// Has a process go on that is where it belongs.
+fn release(process: &ProcessPlan, launched: &Launched) -> Result<(), Failure> {
+    let score = process.oom_score_adj.to_string();
+    fs::write(format!("/proc/{}/oom_score_adj", launched.pid), score)
+        .during(FailurePhase::Process, || "process.oomScoreAdj")?;
+    let prepare = launched.channel.command(Command::Prepare);
+    prepare.during(FailurePhase::Process, || "the process is gone")
+}
+
+/// clone3(2) without shared memory: 0 in the child. The parent gets `exit_signal` at its end.
 ///
 /// # Safety
 /// As fork(2) in a process with several threads: the child may only use what no other thread of the
 /// parent was changing.
-unsafe fn clone_process(flags: u64) -> io::Result<libc::pid_t> {
+pub(super) unsafe fn clone_process(
+    flags: u64,
+    exit_signal: libc::c_int,
+) -> io::Result<libc::pid_t> {
     let arguments = libc::clone_args {
         flags,
-        exit_signal: libc::SIGCHLD as u64,
+        exit_signal: exit_signal as u64,
         pidfd: 0,
         child_tid: 0,
         parent_tid: 0,

@@ -3,9 +3,10 @@
 //! # Who does what
 //! The agent reads the whole configuration into a [`Plan`] first; whatever it can't honour it refuses
 //! by name, before anything exists. Then it [launches](launch) the container's first process, which
-//! sets up itself: namespaces, tree, identity ([`init`]). What takes more privilege than that process
-//! has, in a user namespace, the agent does for it from outside: id mappings, cgroup, OOM score,
-//! limits. The two talk over a [`channel`] that closes when the program is executed.
+//! sets up itself: namespaces and tree ([`init`]), then identity ([`program`]). What takes more
+//! privilege than that process has, in a user namespace, the agent does for it from outside: id
+//! mappings, cgroup, OOM score, limits. The two talk over a [`channel`] that closes when the program
+//! is executed. A further process [joins](join) the first one and is set up by the same code.
 //!
 //! # Namespaces
 //! The guest holds one sandbox, so a namespace that the configuration shares with the host is shared
@@ -16,9 +17,11 @@
 
 pub mod channel;
 mod init;
+mod join;
 pub mod launch;
 mod namespaces;
 mod plan;
+mod program;
 
-pub use namespaces::Namespaces;
+pub use namespaces::{Namespaces, UserMappings};
 pub use plan::Plan;

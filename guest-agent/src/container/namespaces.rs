@@ -96,6 +96,13 @@ impl Namespaces {
             .filter(|(wanted, _)| *wanted)
             .fold(always, |all, (_, one)| all | *one as u64)
     }
+
+    /// The flags with which setns(2) joins the namespaces of a process that has them.
+    pub fn join_flags(&self) -> libc::c_int {
+        let time = if self.time.is_some() { libc::CLONE_NEWTIME } else { 0 };
+        // The flags of namespaces fit an int: that is how the C library has them.
+        self.clone_flags() as libc::c_int | libc::CLONE_NEWCGROUP | time
+    }
 }
 
 fn user_mappings(linux: &Linux, wanted: bool) -> Result<Option<UserMappings>, Failure> {

@@ -1,13 +1,13 @@
 //! A container's configuration, read and checked as a whole.
 
-use kiln_protocol::{CreateContainer, Stdio};
+use kiln_protocol::CreateContainer;
 use oci_spec::runtime::{Linux, Spec};
 
 use super::namespaces::Namespaces;
 use crate::cgroup::Limits;
 use crate::failure::{During, Failure};
-use crate::process::ProcessPlan;
 use crate::process::sysctl::{self, Sysctls};
+use crate::process::{ProcessPlan, scheduling};
 use crate::rootfs::RootfsPlan;
 use crate::seccomp::{self, Filter, Profile};
 use kiln_protocol::FailurePhase;
@@ -42,16 +42,13 @@ impl Plan {
         let spec: Spec = serde_json::from_str(create.config.get())
             .during(FailurePhase::Config, || "config.json")?;
         refuse(&spec)?;
-        let terminal = match create.stdio {
-            Stdio::Terminal { size, .. } => Some(size),
-            Stdio::Pipes { .. } => None,
-        };
-        let process = ProcessPlan::from_spec(&spec)?;
-        let wanted = spec.process().as_ref().and_then(|process| process.terminal());
-        if wanted.unwrap_or(false) != terminal.is_some() {
-            return Err(Failure::config("process.terminal: does not agree with the stdio given"));
-        }
         let linux = spec.linux().as_ref();
+        let process = spec.process().as_ref();
+        let process =
+            process.ok_or_else(|| Failure::config("process: missing, there is nothing to run"))?;
+        let personality = linux.and_then(|linux| linux.personality().as_ref());
+        let personality = personality.map(scheduling::personality).transpose()?;
+        let process = ProcessPlan::from_spec(process, &create.stdio, personality)?;
         let namespaces = Namespaces::from_spec(linux)?;
         let hostname = spec.hostname().clone().filter(|name| !name.is_empty());
         let domainname = spec.domainname().clone().filter(|name| !name.is_empty());
@@ -62,7 +59,7 @@ impl Plan {
         let profile = profile.map(Profile::from_spec).transpose()?;
         let sysctls = linux.and_then(|linux| linux.sysctl().as_ref());
         Ok(Self {
-            rootfs: RootfsPlan::from_spec(&spec, &create.binds, &process.cwd, terminal)?,
+            rootfs: RootfsPlan::from_spec(&spec, &create.binds, &process.cwd, process.terminal)?,
             limits: Limits::from_spec(linux.and_then(|linux| linux.resources().as_ref()), cpus)?,
             seccomp: profile.as_ref().map(seccomp::compile).transpose()?,
             sysctls: sysctl::from_spec(sysctls.into_iter().flatten())?,
@@ -108,7 +105,7 @@ fn refuse_in_linux(linux: &Linux) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kiln_protocol::BindMount;
+    use kiln_protocol::{BindMount, Stdio};
     use proptest::prelude::*;
     use serde_json::{Value, json};
 

@@ -101,14 +101,12 @@ fn mount_share() -> io::Result<()> {
     Ok(mount(tag, SHARE, "virtiofs", flags, None::<&std::ffi::CStr>)?)
 }
 
-/// Descriptors that containers may open if their configuration doesn't say: the soft and the hard
-/// limit that service managers give, instead of the kernel's 1024 and 4096.
-const DESCRIPTORS: (u64, u64) = (1024, 1 << 20);
+/// Descriptors that the agent may open: each process that it cares for takes up to seven.
+const DESCRIPTORS: u64 = 1 << 20;
 
-/// The kernel never chooses the agent when memory runs out.
+/// The kernel never chooses the agent when memory runs out, and descriptors don't.
 fn protect() -> io::Result<()> {
     fs::write("/proc/self/oom_score_adj", "-1000")?;
-    let (current, maximum) = (Some(DESCRIPTORS.0), Some(DESCRIPTORS.1));
-    let limit = Rlimit { current, maximum };
+    let limit = Rlimit { current: Some(DESCRIPTORS), maximum: Some(DESCRIPTORS) };
     Ok(rustix::process::setrlimit(Resource::Nofile, limit)?)
 }

@@ -1,4 +1,4 @@
-//! What a container's first process is: identity, privileges, limits, program.
+//! What a process of a container is: identity, privileges, limits, program.
 
 pub mod capabilities;
 pub mod executable;

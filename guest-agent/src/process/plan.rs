@@ -1,8 +1,9 @@
-//! What a container's first process is to be, read from `process`.
+//! What a process of a container is to be, read from `process`.
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::{Process, Spec};
+use kiln_protocol::{Stdio, WindowSize};
+use oci_spec::runtime::Process;
 
 use super::capabilities::CapabilitySets;
 use super::rlimits::{self, Rlimit};
@@ -10,7 +11,7 @@ use super::scheduling::{self, SchedulerAttributes};
 use super::user::Identity;
 use crate::failure::Failure;
 
-/// Everything about the process but its tree and its stdio.
+/// Everything about the process but its tree and where its stdio goes.
 #[derive(Debug, Clone)]
 pub struct ProcessPlan {
     /// The program and its arguments, at least one.
@@ -35,19 +36,28 @@ pub struct ProcessPlan {
     pub io_priority: Option<libc::c_int>,
     /// The argument of personality(2).
     pub personality: Option<libc::c_ulong>,
+    /// Size of the terminal, if there is to be one.
+    pub terminal: Option<WindowSize>,
 }
 
 impl ProcessPlan {
-    /// Reads `process`, and `linux.personality`.
+    /// Reads `process`. `personality` is the container's, as for personality(2).
     ///
     /// # Errors
     /// A field that can't be honoured, by name.
-    pub fn from_spec(spec: &Spec) -> Result<Self, Failure> {
-        let process = spec
-            .process()
-            .as_ref()
-            .ok_or_else(|| Failure::config("process: missing, there is nothing to run"))?;
+    pub fn from_spec(
+        process: &Process,
+        stdio: &Stdio,
+        personality: Option<libc::c_ulong>,
+    ) -> Result<Self, Failure> {
         refuse(process)?;
+        let terminal = match *stdio {
+            Stdio::Terminal { size, .. } => Some(size),
+            Stdio::Pipes { .. } => None,
+        };
+        if process.terminal().unwrap_or(false) != terminal.is_some() {
+            return Err(Failure::config("process.terminal: does not agree with the stdio given"));
+        }
         let args = process.args().clone().unwrap_or_default();
         if args.is_empty() {
             return Err(Failure::config("process.args: empty, there is nothing to run"));
@@ -66,7 +76,6 @@ impl ProcessPlan {
         if !(-1000..=1000).contains(&oom_score_adj) {
             return Err(Failure::config(format!("process.oomScoreAdj: {oom_score_adj}")));
         }
-        let personality = spec.linux().as_ref().and_then(|linux| linux.personality().as_ref());
         Ok(Self {
             args,
             env,
@@ -78,7 +87,8 @@ impl ProcessPlan {
             oom_score_adj,
             scheduler: process.scheduler().as_ref().map(scheduling::scheduler).transpose()?,
             io_priority: process.io_priority().as_ref().map(scheduling::io_priority).transpose()?,
-            personality: personality.map(scheduling::personality).transpose()?,
+            personality,
+            terminal,
         })
     }
 }

@@ -1,5 +1,5 @@
-//! Resource limits (`process.rlimits`, prlimit(2)). The agent sets them on the container's first
-//! process from outside, when nothing but the execution of the program is left to do.
+//! Resource limits (`process.rlimits`, prlimit(2)). The agent sets them on a process from
+//! outside, when nothing but the execution of the program is left to do.
 
 use std::io;
 

@@ -74,6 +74,10 @@ pub fn enter(plan: &RootfsPlan, supplies: &Supplies) -> Result<Option<Terminal>,
         .map(|size| terminal::allocate(root, size))
         .transpose()
         .during(FailurePhase::Stdio, || "process.terminal: /dev/pts")?;
+    if let Some(terminal) = &terminal {
+        terminal::make_console(root, terminal)
+            .during(FailurePhase::Stdio, || "process.terminal: /dev/console")?;
+    }
     resolve::ensure(root, &plan.cwd, Kind::Directory)
         .during(FailurePhase::Mounts, || format!("process.cwd ({})", plan.cwd.display()))?;
     for path in &plan.read_only_paths {

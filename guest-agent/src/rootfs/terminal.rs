@@ -1,4 +1,4 @@
-//! The pseudo-terminal of a container: allocated in the container's own devpts, so that its name is
+//! The pseudo-terminals of a container: allocated in the container's own devpts, so that its name is
 //! true inside.
 
 use std::io;
@@ -21,8 +21,7 @@ pub struct Terminal {
     pub slave: OwnedFd,
 }
 
-/// Allocates a terminal in the devpts at `/dev/pts` below `root` and mounts its slave at
-/// `/dev/console`.
+/// Allocates a terminal in the devpts at `/dev/pts` below `root`.
 ///
 /// # Errors
 /// `ENOENT` if no devpts is mounted there, `ENODEV` if `/dev/pts/ptmx` is something else.
@@ -44,9 +43,16 @@ pub fn allocate(root: BorrowedFd<'_>, size: WindowSize) -> io::Result<Terminal> 
     // SAFETY: the ioctl gave a new descriptor that nothing else owns.
     let slave = unsafe { OwnedFd::from_raw_fd(slave) };
     resize(master.as_fd(), size)?;
-    let console = resolve::ensure(root, Path::new("/dev/console"), Kind::File)?;
-    tree::attach(tree::copy(slave.as_fd(), false)?.as_fd(), console.as_fd())?;
     Ok(Terminal { master, slave })
+}
+
+/// Mounts a terminal's slave at `/dev/console` below `root`.
+///
+/// # Errors
+/// As openat2(2) and move_mount(2).
+pub fn make_console(root: BorrowedFd<'_>, terminal: &Terminal) -> io::Result<()> {
+    let console = resolve::ensure(root, Path::new("/dev/console"), Kind::File)?;
+    tree::attach(tree::copy(terminal.slave.as_fd(), false)?.as_fd(), console.as_fd())
 }
 
 /// Sets a terminal's size; its foreground process group gets SIGWINCH.

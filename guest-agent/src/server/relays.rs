@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io;
 
 use super::poll::{Interest, Poller};
+use super::process::ProcessName;
 use crate::stream::{Progress, Relay, Side};
 
 /// A relay's number.
@@ -21,8 +22,8 @@ pub struct Relays {
 #[derive(Debug)]
 struct Entry {
     relay: Relay,
-    /// Whose input it is: it ends with the container. Output ends by itself.
-    input_of: Option<String>,
+    /// Whose input it is: it ends with the process. Output ends by itself.
+    input_of: Option<ProcessName>,
 }
 
 impl Relays {
@@ -39,14 +40,14 @@ impl Relays {
         &mut self,
         poller: &Poller,
         relay: Relay,
-        input_of: Option<&str>,
+        input_of: Option<&ProcessName>,
     ) -> io::Result<()> {
         let id = self.next;
         self.next += 1;
         for side in [Side::Source, Side::Sink] {
             poller.add(relay.descriptor(side), self.token(id, side))?;
         }
-        self.all.insert(id, Entry { relay, input_of: input_of.map(str::to_owned) });
+        self.all.insert(id, Entry { relay, input_of: input_of.cloned() });
         self.advance(poller, id)
     }
 
@@ -58,9 +59,9 @@ impl Relays {
         self.advance(poller, (token - self.first_token) / 2)
     }
 
-    /// Drops a container's input.
-    pub fn end_input(&mut self, container: &str) {
-        self.all.retain(|_, entry| entry.input_of.as_deref() != Some(container));
+    /// Drops a process's input.
+    pub fn end_input(&mut self, process: &ProcessName) {
+        self.all.retain(|_, entry| entry.input_of.as_ref() != Some(process));
     }
 
     fn advance(&mut self, poller: &Poller, id: RelayId) -> io::Result<()> {

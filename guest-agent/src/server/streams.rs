@@ -1,4 +1,4 @@
-//! Bringing streams together: the host's connections name the stream they are, containers say which
+//! Bringing streams together: the host's connections name the stream they are, processes say which
 //! streams they have. Either may come first.
 
 use std::collections::HashMap;
@@ -8,10 +8,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use kiln_protocol::{StreamHeader, StreamToken};
 use rustix::io::Errno;
 
+use super::process::ProcessName;
 use crate::stream::accept_from_host;
 
-/// Connections that may be waiting, for their header or for their container. More are closed.
-const MAX_WAITING: usize = 64;
+/// Connections that may be waiting, for their header or for their process. More are closed: the host
+/// connects the streams of a process when it asks for it, and this is three each of a few hundred.
+const MAX_WAITING: usize = 1024;
 
 /// A process's end of a stream.
 #[derive(Debug)]
@@ -27,8 +29,8 @@ pub enum Endpoint {
 /// A stream of which both ends are there.
 #[derive(Debug)]
 pub struct Pair {
-    /// The container.
-    pub container: String,
+    /// The process.
+    pub process: ProcessName,
     /// Its end.
     pub endpoint: Endpoint,
     /// The host's.
@@ -42,7 +44,7 @@ pub struct Streams {
     next: u64,
     headers: HashMap<u64, Header>,
     connections: HashMap<StreamToken, OwnedFd>,
-    endpoints: HashMap<StreamToken, (String, Endpoint)>,
+    endpoints: HashMap<StreamToken, (ProcessName, Endpoint)>,
 }
 
 #[derive(Debug)]
@@ -115,7 +117,7 @@ impl Streams {
     /// A connection that has said which stream it is.
     pub fn connected(&mut self, token: StreamToken, connection: OwnedFd) -> Option<Pair> {
         match self.endpoints.remove(&token) {
-            Some((container, endpoint)) => Some(Pair { container, endpoint, connection }),
+            Some((process, endpoint)) => Some(Pair { process, endpoint, connection }),
             None => {
                 self.connections.insert(token, connection);
                 None
@@ -123,24 +125,24 @@ impl Streams {
         }
     }
 
-    /// A container's end of a stream.
+    /// A process's end of a stream.
     pub fn offered(
         &mut self,
         token: StreamToken,
-        container: &str,
+        process: &ProcessName,
         endpoint: Endpoint,
     ) -> Option<Pair> {
-        let container = container.to_owned();
+        let process = process.clone();
         match self.connections.remove(&token) {
-            Some(connection) => Some(Pair { container, endpoint, connection }),
+            Some(connection) => Some(Pair { process, endpoint, connection }),
             None => {
-                self.endpoints.insert(token, (container, endpoint));
+                self.endpoints.insert(token, (process, endpoint));
                 None
             }
         }
     }
 
-    /// Drops what waits for the streams of a container that never came to be.
+    /// Drops what waits for the streams of a process that never came to be.
     pub fn cancel(&mut self, tokens: &[StreamToken]) {
         for token in tokens {
             self.endpoints.remove(token);

@@ -9,9 +9,10 @@ use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::streams::Endpoint;
-use crate::container::Plan;
 use crate::container::launch::StandardStreams;
+use crate::container::{Plan, UserMappings};
 use crate::failure::{During, Failure};
+use crate::process::user::Identity;
 use crate::rootfs::devices::{Device, DeviceStore, Node};
 use crate::rootfs::{MountSource, Supplies, tree};
 use crate::stream::make_non_blocking;
@@ -93,18 +94,17 @@ fn take(share: &OwnedFd, path: &Path, recursive: bool, field: &str) -> Result<Ow
 /// The size of stdio pipes in bytes, where the kernel grants it.
 const PIPE_SIZE: usize = 1 << 20;
 
-/// Makes the pipes of a container: the process's ends, and the agent's with their streams. They belong
-/// to the process's user, so that it can open `/dev/stdout` anew.
+/// Makes the pipes of a process: its ends, and the agent's with their streams. They belong to the
+/// process's user, in the user namespace if there is one, so that it can open `/dev/stdout` anew.
 ///
 /// # Errors
 /// As pipe2(2).
 pub fn pipes(
     stdio: &Stdio,
-    plan: &Plan,
+    identity: &Identity,
+    user: Option<&UserMappings>,
 ) -> Result<(StandardStreams, Vec<(StreamToken, Endpoint)>), Failure> {
-    let identity = &plan.process.identity;
     let owner = (identity.uid, identity.gid);
-    let user = plan.namespaces.user.as_ref();
     let (uid, gid) = user.map_or(owner, |user| user.outside(owner));
     let mut streams = StandardStreams::default();
     let mut endpoints = Vec::new();
@@ -133,7 +133,7 @@ pub fn pipes(
     Ok((streams, endpoints))
 }
 
-/// The streams that a container's stdio names.
+/// The streams that a process's stdio names.
 pub fn tokens(stdio: &Stdio) -> Vec<StreamToken> {
     match stdio {
         Stdio::Terminal { stream, .. } => vec![*stream],

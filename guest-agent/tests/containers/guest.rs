@@ -14,8 +14,8 @@ use kiln_agent::cgroup::Hierarchy;
 use kiln_agent::server::{Agent, Environment};
 use kiln_protocol::frame::{self, Decoder};
 use kiln_protocol::{
-    BindMount, CreateContainer, ExitStatus, FailurePhase, FromAgent, MAX_FROM_AGENT, MAX_TO_AGENT,
-    Stdio, StreamHeader, StreamToken, ToAgent, VERSION, WindowSize,
+    BindMount, CreateContainer, ExecId, ExecProcess, ExitStatus, FailurePhase, FromAgent,
+    MAX_FROM_AGENT, MAX_TO_AGENT, Stdio, StreamHeader, StreamToken, ToAgent, VERSION, WindowSize,
 };
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -34,6 +34,22 @@ pub struct Guest {
     pub directory: tempfile::TempDir,
     cgroup: PathBuf,
     next_token: AtomicU64,
+    next_exec: u32,
+}
+
+/// Two outputs that are being read.
+pub struct Outputs([thread::JoinHandle<String>; 2]);
+
+impl Outputs {
+    /// Waits for their end.
+    pub fn outcome(self, status: ExitStatus) -> Outcome {
+        let [stdout, stderr] = self.0.map(|reader| reader.join().expect("reader"));
+        Outcome { status, stdout, stderr }
+    }
+}
+
+pub fn is_started(message: &FromAgent, wanted: ExecId) -> bool {
+    matches!(message, FromAgent::ExecStarted { exec, .. } if *exec == wanted)
 }
 
 /// How a program ended and what it wrote.
@@ -78,7 +94,8 @@ impl Guest {
         control.set_read_timeout(Some(PATIENCE)).expect("timeout");
         let decoder = Decoder::new(MAX_FROM_AGENT);
         let next_token = AtomicU64::new(1);
-        let mut guest = Self { pid, control, decoder, directory, cgroup, next_token };
+        let mut guest =
+            Self { pid, control, decoder, directory, cgroup, next_token, next_exec: 1000 };
         assert!(matches!(guest.receive(), FromAgent::Hello { protocol: VERSION, .. }));
         guest.send(&ToAgent::Welcome { protocol: VERSION, unix_time_ns: 0, entropy: [0; 32] });
         guest
@@ -143,26 +160,72 @@ impl Guest {
     }
 
     pub fn run_with(&mut self, config: &Value, binds: Vec<BindMount>) -> Result<Outcome, Refusal> {
-        let (out, err) = (self.token(), self.token());
-        self.create(
-            config,
-            binds,
-            Stdio::Pipes { stdin: None, stdout: Some(out), stderr: Some(err) },
-        );
+        let (stdio, outputs) = self.outputs();
+        self.create(config, binds, stdio);
         self.expect(|message| matches!(message, FromAgent::Created { .. }))?;
-        let readers = [out, err].map(|token| {
+        let outputs = self.read(outputs);
+        self.start_container();
+        self.expect(|message| matches!(message, FromAgent::Started { .. }))?;
+        let status = self.wait();
+        Ok(outputs.outcome(status))
+    }
+
+    /// Stdio of which both outputs are read.
+    pub fn outputs(&self) -> (Stdio, [StreamToken; 2]) {
+        let (out, err) = (self.token(), self.token());
+        (Stdio::Pipes { stdin: None, stdout: Some(out), stderr: Some(err) }, [out, err])
+    }
+
+    /// Reads two outputs to their end.
+    pub fn read(&self, outputs: [StreamToken; 2]) -> Outputs {
+        Outputs(outputs.map(|token| {
             let mut stream = self.connect(token);
             thread::spawn(move || {
                 let mut text = Vec::new();
                 stream.read_to_end(&mut text).expect("the stream ends");
                 String::from_utf8_lossy(&text).into_owned()
             })
-        });
+        }))
+    }
+
+    /// Creates and starts a container that is to go on.
+    pub fn run_on(&mut self, config: &Value) {
+        self.create(config, Vec::new(), Stdio::Pipes { stdin: None, stdout: None, stderr: None });
+        self.expect(|message| matches!(message, FromAgent::Created { .. })).expect("created");
         self.start_container();
-        self.expect(|message| matches!(message, FromAgent::Started { .. }))?;
-        let status = self.wait();
-        let [stdout, stderr] = readers.map(|reader| reader.join().expect("reader"));
-        Ok(Outcome { status, stdout, stderr })
+        self.expect(|message| matches!(message, FromAgent::Started { .. })).expect("started");
+    }
+
+    pub fn send_exec(&mut self, exec: ExecId, process: &Value, stdio: Stdio) {
+        let process = serde_json::value::to_raw_value(process).expect("process");
+        let container = "c".to_owned();
+        self.send(&ToAgent::Exec(Box::new(ExecProcess { container, exec, process, stdio })));
+    }
+
+    /// Executes a process in the container and waits for its end.
+    pub fn exec(&mut self, process: &Value) -> Result<Outcome, Refusal> {
+        let exec = ExecId(self.next_exec);
+        self.next_exec += 1;
+        let (stdio, outputs) = self.outputs();
+        self.send_exec(exec, process, stdio);
+        self.expect(|message| is_started(message, exec))?;
+        let outputs = self.read(outputs);
+        match self.receive() {
+            FromAgent::ExecExited { exec: ended, status, .. } if ended == exec => {
+                Ok(outputs.outcome(status))
+            }
+            other => panic!("instead of an exec's end: {other:?}"),
+        }
+    }
+
+    pub fn signal(&mut self, exec: Option<ExecId>, signal: i32, all: bool) {
+        self.send(&ToAgent::Signal { container: "c".to_owned(), exec, signal, all });
+    }
+
+    /// Kills the container and waits for its end.
+    pub fn kill(&mut self) {
+        self.signal(None, libc::SIGKILL, true);
+        assert_eq!(self.wait(), ExitStatus::Signal(libc::SIGKILL as u8));
     }
 
     /// Waits for the container's end.
@@ -176,7 +239,8 @@ impl Guest {
     pub fn expect(&mut self, wanted: impl Fn(&FromAgent) -> bool) -> Result<(), Refusal> {
         match self.receive() {
             message if wanted(&message) => Ok(()),
-            FromAgent::Failed { phase, message, exit_code, .. } => {
+            FromAgent::Failed { phase, message, exit_code, .. }
+            | FromAgent::ExecFailed { phase, message, exit_code, .. } => {
                 Err(Refusal { phase, message, exit_code })
             }
             other => panic!("unexpected {other:?}"),
@@ -305,6 +369,11 @@ const CAPABILITIES: [&str; 8] = [
 /// A configuration that runs a shell command.
 pub fn shell(script: &str) -> Value {
     program(&["/bin/sh", "-c", script])
+}
+
+/// The process of an exec that runs a shell command.
+pub fn shell_process(script: &str) -> Value {
+    shell(script)["process"].take()
 }
 
 /// A configuration that runs a program, much like the one that `runc spec` writes.

@@ -3,6 +3,7 @@
 
 #![allow(clippy::expect_used, reason = "a failure anywhere in a test is the test's")]
 
+mod exec;
 mod guest;
 mod lifecycle;
 mod process;

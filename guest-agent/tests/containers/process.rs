@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use crate::guest::{Guest, program, shell};
 
-fn status_line(outcome: &str, name: &str) -> String {
+pub fn status_line(outcome: &str, name: &str) -> String {
     let prefix = format!("{name}:");
     let line = outcome.lines().find_map(|line| line.strip_prefix(&prefix));
     line.unwrap_or_else(|| panic!("no {name} in {outcome}")).trim().to_owned()
@@ -26,22 +26,31 @@ fn all_five_capability_sets_are_applied() {
     let mut guest = Guest::start();
     let mut config = shell("cat /proc/self/status");
     config["process"]["user"] = json!({"uid": 1000, "gid": 1000});
-    config["process"]["capabilities"] = json!({
+    config["process"]["capabilities"] = five_sets();
+    assert_has_five_sets(&guest.run(&config).stdout);
+}
+
+/// Five sets of capabilities of which each is another.
+pub fn five_sets() -> Value {
+    json!({
         "bounding": ["CAP_CHOWN", "CAP_KILL", "CAP_SETUID"],
         "permitted": ["CAP_CHOWN", "CAP_KILL"],
         "effective": ["CAP_CHOWN", "CAP_KILL"],
         "inheritable": ["CAP_KILL"],
         "ambient": ["CAP_KILL"],
-    });
-    let status = guest.run(&config).stdout;
+    })
+}
+
+/// Checks the `/proc/self/status` of a program of a user with [`five_sets`].
+pub fn assert_has_five_sets(status: &str) {
     // CAP_CHOWN is bit 0, CAP_KILL 5, CAP_SETUID 7. Across execve(2) only the ambient set stays
     // permitted and effective for a user that isn't root.
-    assert_eq!(status_line(&status, "CapBnd"), "00000000000000a1");
-    assert_eq!(status_line(&status, "CapInh"), "0000000000000020");
-    assert_eq!(status_line(&status, "CapPrm"), "0000000000000020");
-    assert_eq!(status_line(&status, "CapEff"), "0000000000000020");
-    assert_eq!(status_line(&status, "CapAmb"), "0000000000000020");
-    assert_eq!(status_line(&status, "NoNewPrivs"), "1");
+    assert_eq!(status_line(status, "CapBnd"), "00000000000000a1");
+    assert_eq!(status_line(status, "CapInh"), "0000000000000020");
+    assert_eq!(status_line(status, "CapPrm"), "0000000000000020");
+    assert_eq!(status_line(status, "CapEff"), "0000000000000020");
+    assert_eq!(status_line(status, "CapAmb"), "0000000000000020");
+    assert_eq!(status_line(status, "NoNewPrivs"), "1");
 }
 
 #[test]
@@ -104,7 +113,7 @@ fn no_descriptor_or_signal_setting_of_the_agent_reaches_the_program() {
     assert_eq!(status_line(&outcome.stdout, "SigIgn"), "0000000000000000");
 }
 
-fn with_user_namespace(mut config: Value) -> Value {
+pub fn with_user_namespace(mut config: Value) -> Value {
     let namespaces = config["linux"]["namespaces"].as_array_mut().expect("a list");
     namespaces.push(json!({"type": "user"}));
     let mapping = json!([{"containerID": 0, "hostID": 200000, "size": 65536}]);

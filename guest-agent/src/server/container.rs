@@ -1,0 +1,48 @@
+//! A container that has been launched, until its end.
+
+use std::collections::BTreeMap;
+
+use kiln_protocol::ExecId;
+
+use super::process::Process;
+use crate::cgroup::Cgroup;
+use crate::container::Plan;
+use crate::rootfs::devices::DeviceStore;
+
+/// A container. Dropping it kills what is left of it.
+#[derive(Debug)]
+pub struct Container {
+    /// Its first process. The kernel ends the others with it, and has it reaped last.
+    pub first: Process,
+    /// Its execs.
+    pub execs: BTreeMap<ExecId, Process>,
+    /// What it was made from.
+    pub plan: Plan,
+    /// Its cgroup.
+    pub cgroup: Cgroup,
+    /// Its device nodes: they go when it goes.
+    pub _devices: DeviceStore,
+}
+
+impl Container {
+    /// An exec, or the first process.
+    pub fn process(&self, exec: Option<ExecId>) -> Option<&Process> {
+        exec.map_or(Some(&self.first), |exec| self.execs.get(&exec))
+    }
+
+    /// An exec, or the first process.
+    pub fn process_mut(&mut self, exec: Option<ExecId>) -> Option<&mut Process> {
+        match exec {
+            None => Some(&mut self.first),
+            Some(exec) => self.execs.get_mut(&exec),
+        }
+    }
+
+    /// Which of its processes it is that has a property.
+    pub fn find(&self, wanted: impl Fn(&Process) -> bool) -> Option<Option<ExecId>> {
+        if wanted(&self.first) {
+            return Some(None);
+        }
+        self.execs.iter().find(|(_, process)| wanted(process)).map(|(exec, _)| Some(*exec))
+    }
+}
