@@ -39,7 +39,7 @@ const CONSOLE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A virtual machine.
 pub struct Machine {
-    vm: VmFd,
+    vm: Arc<VmFd>,
     vcpus: Vec<VcpuFd>,
     memory: GuestMemory,
     bus: Bus,
@@ -131,16 +131,15 @@ impl Machine {
         // SAFETY: the descriptor is owned, and handed over.
         let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
         check(&kvm)?;
-        let memory = memory::allocate(memory_mib)?;
         let vm = kvm.create_vm().map_err(KvmError::ioctl("create a VM"))?;
-        add_memory(&vm, &memory)?;
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         add_interrupt_controllers(&vm, !tsc_deadline)?;
+        let memory = memory::allocate(memory_mib)?;
         let vcpus = create_vcpus(&kvm, &vm, Topology { cpus, tsc_deadline })?;
         let stop =
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(KvmError::host("make an eventfd"))?;
         Ok(Self {
-            vm,
+            vm: Arc::new(vm),
             vcpus,
             memory,
             bus: Bus::default(),
@@ -159,19 +158,19 @@ impl Machine {
     /// Gives it a serial port that reads `input` and writes `output`.
     ///
     /// # Errors
-    /// The host is out of file descriptors, or KVM refuses the interrupt line.
+    /// The host is out of file descriptors.
     pub fn add_serial(
         &mut self,
         input: Option<OwnedFd>,
         output: Option<OwnedFd>,
     ) -> Result<(), KvmError> {
-        let irq =
-            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(KvmError::host("make an eventfd"))?;
-        self.vm
-            .register_irqfd(&irq, layout::SERIAL_IRQ)
-            .map_err(KvmError::ioctl("connect the serial port's interrupt"))?;
+        let vm = self.vm.clone();
+        let pulse = Box::new(move || {
+            vm.set_irq_line(layout::SERIAL_IRQ, true)?;
+            Ok(vm.set_irq_line(layout::SERIAL_IRQ, false)?)
+        });
         let (port, pump) =
-            SerialPort::new(irq, input, output).map_err(KvmError::host("make a serial port"))?;
+            SerialPort::new(pulse, input, output).map_err(KvmError::host("make a serial port"))?;
         self.bus.ports.serial = Some(port);
         self.pump = Some(pump);
         Ok(())
@@ -200,17 +199,16 @@ impl Machine {
         if index >= layout::MAX_DEVICES {
             return Err(KvmError::TooManyDevices);
         }
-        let transport = MmioTransport::new(backend, self.memory.clone())
+        let vm = self.vm.clone();
+        let connect = move |doorbells: &[EventFd], interrupt: &EventFd| {
+            let notify = IoEventAddress::Mmio(layout::window(index) + QUEUE_NOTIFY);
+            for (queue, doorbell) in (0u32..).zip(doorbells) {
+                vm.register_ioevent(doorbell, &notify, queue)?;
+            }
+            Ok(vm.register_irqfd(interrupt, layout::device_irq(index))?)
+        };
+        let transport = MmioTransport::new(backend, self.memory.clone(), Box::new(connect))
             .map_err(KvmError::host("make a virtio device's eventfds"))?;
-        let doorbell = IoEventAddress::Mmio(layout::window(index) + QUEUE_NOTIFY);
-        for (queue, eventfd) in (0u32..).zip(transport.doorbells()) {
-            self.vm
-                .register_ioevent(eventfd, &doorbell, queue)
-                .map_err(KvmError::ioctl("connect a virtio device's doorbell"))?;
-        }
-        self.vm
-            .register_irqfd(transport.interrupt(), layout::device_irq(index))
-            .map_err(KvmError::ioctl("connect a virtio device's interrupt"))?;
         self.bus.windows.push(Mutex::new(transport));
         Ok(())
     }
@@ -243,6 +241,9 @@ impl Machine {
     pub fn boot(&mut self, mut kernel: Kernel) -> Result<(), KvmError> {
         kernel.cmdline = boot::announce_devices(&kernel.cmdline, self.bus.windows.len());
         let entry = boot::load(&self.memory, kernel, self.vcpus.len() as u8)?;
+        // As late as can be, since KVM answers this only when it has finished what creating the
+        // interrupt controllers began, which goes on while all else is done.
+        add_memory(&self.vm, &self.memory)?;
         match self.vcpus.first() {
             Some(first) => registers::set_boot_state(first, &self.memory, entry),
             None => Err(KvmError::Cpus(0)),

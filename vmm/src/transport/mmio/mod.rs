@@ -45,6 +45,9 @@ const INTERRUPT_USED: u32 = 1 << 0;
 /// `InterruptStatus`: the device's configuration has changed.
 const INTERRUPT_CONFIG: u32 = 1 << 1;
 
+/// Connects a window's doorbells, by queue index, and its interrupt to the machine.
+pub type Connect = Box<dyn FnOnce(&[EventFd], &EventFd) -> std::io::Result<()> + Send>;
+
 /// A virtio device's window.
 pub struct MmioTransport {
     backend: Box<dyn Backend>,
@@ -52,6 +55,8 @@ pub struct MmioTransport {
     queues: Vec<QueueSetup>,
     doorbells: Vec<EventFd>,
     interrupt: Interrupt,
+    /// Until they are connected.
+    connect: Option<Connect>,
     status: u32,
     driver_features: u64,
     /// Which half of the offered features `DeviceFeatures` shows.
@@ -64,11 +69,17 @@ pub struct MmioTransport {
 }
 
 impl MmioTransport {
-    /// Makes the window of `backend`.
+    /// Makes the window of `backend`. Its eventfds are connected by `connect` when a driver first
+    /// starts the device: what no driver uses costs the machine nothing. Until then a doorbell is a
+    /// [write](Self::write) like any other.
     ///
     /// # Errors
     /// The host is out of file descriptors.
-    pub fn new(backend: Box<dyn Backend>, memory: GuestMemory) -> std::io::Result<Self> {
+    pub fn new(
+        backend: Box<dyn Backend>,
+        memory: GuestMemory,
+        connect: Connect,
+    ) -> std::io::Result<Self> {
         let eventfd = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
         let sizes = backend.queue_max_sizes();
         let queues = sizes.iter().map(|max| QueueSetup::new(*max)).collect();
@@ -84,6 +95,7 @@ impl MmioTransport {
             queues,
             doorbells,
             interrupt,
+            connect: Some(connect),
             status: 0,
             driver_features: 0,
             device_features_select: 0,
@@ -92,16 +104,6 @@ impl MmioTransport {
             config_generation: 0,
             breaches: LogLimit::new(),
         })
-    }
-
-    /// The eventfds that writes of a queue's index to [`QUEUE_NOTIFY`] are to ring, by index.
-    pub fn doorbells(&self) -> &[EventFd] {
-        &self.doorbells
-    }
-
-    /// The eventfd that raises the device's interrupt.
-    pub fn interrupt(&self) -> &EventFd {
-        &self.interrupt.eventfd
     }
 
     /// Serves a read at `offset` in the window.
@@ -272,10 +274,20 @@ impl MmioTransport {
     }
 
     fn activate(&mut self) {
-        let result = self.activation().and_then(|activation| self.backend.activate(activation));
+        let result = self
+            .connect()
+            .and_then(|()| self.activation())
+            .and_then(|activation| self.backend.activate(activation));
         let Err(e) = result else { return };
         tracing::error!(device = self.backend.device_type(), "virtio device not started: {e}");
         self.interrupt.demand_reset();
+    }
+
+    fn connect(&mut self) -> Result<(), super::ActivateError> {
+        let Some(connect) = self.connect.take() else { return Ok(()) };
+        connect(&self.doorbells, &self.interrupt.eventfd).map_err(|source| {
+            super::ActivateError::Host { what: "connect the doorbells and the interrupt", source }
+        })
     }
 
     fn activation(&mut self) -> Result<Activation, super::ActivateError> {

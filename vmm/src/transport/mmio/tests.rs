@@ -24,7 +24,7 @@ fn memory() -> GuestMemory {
 
 fn window(device: impl VirtioDevice + 'static, thread: &Worker, memory: &GuestMemory) -> Driver {
     let backend = LocalBackend::new(Box::new(device), thread.handle());
-    Driver(MmioTransport::new(Box::new(backend), memory.clone()).unwrap())
+    Driver::new(Box::new(backend), memory.clone())
 }
 
 #[test]
@@ -50,7 +50,9 @@ fn a_request_is_answered_with_an_interrupt() {
     driver.initialise(VERSION_1);
     driver.set_up_queue(0, 16, ring.addresses());
     assert_eq!(driver.read(Register::QueueReady), 1);
+    assert!(!driver.is_connected(), "nothing uses it yet");
     driver.add_status(device_status::DRIVER_OK);
+    assert!(driver.is_connected());
     // Made available before anybody watched, and served without a doorbell.
     driver.wait_for_interrupt();
     assert_eq!(ring.used(), [(0, 32)]);
@@ -282,7 +284,7 @@ impl Backend for Unreachable {
 
 #[test]
 fn a_backend_that_fails_to_start_needs_a_reset() {
-    let mut driver = Driver(MmioTransport::new(Box::new(Unreachable), memory()).unwrap());
+    let mut driver = Driver::new(Box::new(Unreachable), memory());
     assert_eq!(driver.read(Register::InterruptStatus), 0);
     driver.initialise(VERSION_1);
     driver.add_status(device_status::DRIVER_OK);

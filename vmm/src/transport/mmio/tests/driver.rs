@@ -1,12 +1,32 @@
 //! The driver's side of a window.
 
+use std::sync::{Arc, OnceLock};
+
 use super::super::registers::{Register, device_status};
 use super::super::{EventFd, MmioTransport};
+use crate::GuestMemory;
+use crate::transport::Backend;
 
 /// A driver that does what it is told, right or wrong.
-pub(super) struct Driver(pub MmioTransport);
+pub(super) struct Driver(pub MmioTransport, Arc<OnceLock<EventFd>>);
 
 impl Driver {
+    /// The driver of a new window, whose interrupt it has once that is connected.
+    pub fn new(backend: Box<dyn Backend>, memory: GuestMemory) -> Self {
+        let line = Arc::new(OnceLock::new());
+        let connected = line.clone();
+        let connect = move |_: &[EventFd], interrupt: &EventFd| {
+            assert!(connected.set(interrupt.try_clone()?).is_ok(), "connected twice");
+            Ok(())
+        };
+        Self(MmioTransport::new(backend, memory, Box::new(connect)).unwrap(), line)
+    }
+
+    /// Whether the machine knows of the device's interrupt.
+    pub fn is_connected(&self) -> bool {
+        self.1.get().is_some()
+    }
+
     pub fn read(&mut self, register: Register) -> u32 {
         let mut data = [0; 4];
         self.0.read(register as u64, &mut data);
@@ -56,7 +76,7 @@ impl Driver {
 
     /// Waits as a guest would, and takes the interrupt.
     pub fn wait_for_interrupt(&self) {
-        let eventfd: &EventFd = self.0.interrupt();
+        let eventfd = self.1.get().expect("not connected");
         while eventfd.read().is_err() {
             std::thread::yield_now();
         }
