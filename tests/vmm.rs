@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use kiln_selftest_guests as guests;
 use kiln_vmm::config::{
     BootConfig, ConsoleConfig, ConsoleKind, Entry, GuestEnd, InheritedFd, JailConfig,
-    MachineConfig, VmmEvent,
+    MachineConfig, VmmConfig, VmmEvent,
 };
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
@@ -47,7 +47,7 @@ impl Vmm {
         let (control, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .unwrap();
-        let mut config = MachineConfig {
+        let mut machine = MachineConfig {
             id: "test".into(),
             kvm: inherited(&kvm),
             memory_mib: 64,
@@ -67,9 +67,9 @@ impl Vmm {
             shares: Vec::new(),
             vsock: None,
             jail: JailConfig { uid: 65_000, gid: 65_000 },
-            control: inherited(&theirs),
         };
-        change(&mut config);
+        change(&mut machine);
+        let config = VmmConfig { machine, control: inherited(&theirs) };
         let config = file_of(&serde_json::to_vec(&config).unwrap());
         let process = Command::new(env!("CARGO_BIN_EXE_kiln"))
             .args(["vmm", "--config-fd", &inherited(&config).0.to_string()])

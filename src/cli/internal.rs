@@ -7,7 +7,7 @@ use std::os::fd::{FromRawFd, RawFd};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use kiln_vmm::config::{DevicesConfig, FsConfig};
+use kiln_vmm::config::{DevicesConfig, FsConfig, VmmConfig};
 use kiln_vmm::emulated::devices;
 use serde::de::DeserializeOwned;
 
@@ -49,7 +49,7 @@ pub fn monitor(config: Internal) -> anyhow::Result<ExitCode> {
 
 /// `kiln vmm`.
 pub fn vmm(config: Internal) -> anyhow::Result<ExitCode> {
-    let config: kiln_vmm::config::MachineConfig = config.read()?;
+    let config: VmmConfig = config.read()?;
     rename(c"kiln-vmm");
     kiln_vmm::kvm::run(config)?;
     Ok(ExitCode::SUCCESS)

@@ -76,12 +76,10 @@ pub struct Global {
 }
 
 impl Global {
-    /// The options that the processes of a sandbox get too: how they log.
+    /// The options that the processes of a machine get too: how they log, on standard error. They
+    /// close every file but those that they are given to serve their guest with, a log's too.
     pub fn for_parts(&self) -> Vec<OsString> {
         let mut options = Vec::new();
-        if let Some(path) = &self.log {
-            options.extend([OsString::from("--log"), path.into()]);
-        }
         if self.log_format == LogFormat::Json {
             options.extend(["--log-format", "json"].map(OsString::from));
         }

@@ -1,6 +1,7 @@
 //! `kiln vm run`: boot a kernel of the user's own with its console on standard input and output.
 
 use std::fs::File;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -76,7 +77,15 @@ pub fn run(global: &Global, run: VmRun) -> anyhow::Result<ExitCode> {
     };
     let options = global.for_parts();
     let end = match choose(run.engine.unwrap_or(settings.engine), &settings.qemu)? {
-        Engine::Kvm => vm::kvm::run(machine, open_kvm()?, identity::allocate()?, &options)?,
+        Engine::Kvm => {
+            let host = vm::kvm::Host { kvm: open_kvm()?, jail: identity::allocate()? };
+            // A terminal is to be restored, and a log file written to, by a process that may.
+            if io::stdin().is_terminal() || global.log.is_some() {
+                vm::kvm::run_beside(machine, host, &options)?
+            } else {
+                vm::kvm::run_here(machine, host)?
+            }
+        }
         Engine::Emulated => {
             if machine.console == ConsoleKind::Virtio {
                 bail!("--console virtio: the emulated engine has a serial console only");

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use kiln_selftest_guests::{Guest, RING_SPEED, RING_TRANSITIONS};
 use kiln_vmm::config::{
-    BootConfig, ConsoleConfig, ConsoleKind, Entry, GuestEnd, MachineConfig, VmmEvent,
+    BootConfig, ConsoleConfig, ConsoleKind, Entry, GuestEnd, MachineConfig, VmmConfig, VmmEvent,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::MsgFlags;
@@ -152,7 +152,7 @@ fn prepare(
     let jail = kiln_vmm::jail::identity::allocate()
         .map_err(|error| ProbeError::Identity(error.to_string()))?;
     let mut launch = Launch::verb("vmm", &[]);
-    let config = MachineConfig {
+    let machine = MachineConfig {
         id: format!("self-test-{}", guest.name),
         kvm: launch.give(kvm),
         memory_mib: MEMORY_MIB,
@@ -172,8 +172,8 @@ fn prepare(
         shares: Vec::new(),
         vsock: None,
         jail,
-        control: launch.give(control),
     };
+    let config = VmmConfig { machine, control: launch.give(control) };
     launch.configure(&config).map_err(host("configuration"))?;
     Ok(launch)
 }

@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use kiln_protocol::{CONTROL_PORT, SHARE_TAG};
 use kiln_vmm::config::{
     BootConfig, ConsoleConfig, ConsoleKind, DevicesConfig, Entry, FsConfig, JailConfig,
-    MachineConfig, ShareConfig, SharedMount, SharedTree, VsockConfig,
+    MachineConfig, ShareConfig, SharedMount, SharedTree, VmmConfig, VsockConfig,
 };
 use kiln_vmm::emulated::clock::Meter;
 use kiln_vmm::emulated::qemu;
@@ -212,13 +212,13 @@ fn start_vmm(
     parts: Parts<'_>,
     share: UnixStream,
     vsock: Vsock,
-    machine: &mut Machine,
+    processes: &mut Machine,
 ) -> anyhow::Result<()> {
     let mut launch = Launch::verb("vmm", parts.options);
     let control = control_socket(parts.sources, Role::Vmm)?;
     let (console, their_console) = io::pipe()?;
     parts.sources.watch_output(Role::Console, console.into())?;
-    let config = MachineConfig {
+    let machine = MachineConfig {
         id: parts.container.id.clone(),
         kvm: launch.give(open_kvm()?),
         memory_mib: parts.guest.memory_mib,
@@ -238,9 +238,9 @@ fn start_vmm(
         shares: vec![ShareConfig { tag: SHARE_TAG.to_owned(), socket: launch.give(share) }],
         vsock: Some(vsock_config(&mut launch, vsock.broker)),
         jail: vsock.jail,
-        control: launch.give(control),
     };
-    spawn(launch, &config, Role::Vmm, parts.sources, machine)?;
+    let config = VmmConfig { machine, control: launch.give(control) };
+    spawn(launch, &config, Role::Vmm, parts.sources, processes)?;
     Ok(())
 }
 

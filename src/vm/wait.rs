@@ -42,6 +42,20 @@ impl Signals {
         Ok(Self(SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?))
     }
 
+    /// Readable once there was one.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// Which one there was.
+    ///
+    /// # Errors
+    /// There was none.
+    pub fn taken(&self) -> io::Result<Interrupted> {
+        let info = self.0.read_signal()?.ok_or(io::ErrorKind::WouldBlock)?;
+        Ok(Interrupted::Signal(i32::try_from(info.ssi_signo).unwrap_or_default()))
+    }
+
     /// Waits until `process` is readable, or the machine is to be ended: by a signal, or because
     /// `keyboard` says so.
     ///
@@ -66,11 +80,8 @@ impl Signals {
             if ready[0] {
                 return Ok(First::Readable);
             }
-            if ready[1]
-                && let Some(info) = self.0.read_signal()?
-            {
-                let signal = i32::try_from(info.ssi_signo).unwrap_or_default();
-                return Ok(First::Interrupted(Interrupted::Signal(signal)));
+            if ready[1] {
+                return Ok(First::Interrupted(self.taken()?));
             }
             if ready.get(2) == Some(&true) {
                 return Ok(First::Interrupted(Interrupted::Keyboard));

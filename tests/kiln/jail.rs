@@ -1,6 +1,7 @@
 //! Each process of a live sandbox is in the jail that `docs/jail.md` says.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
@@ -193,13 +194,14 @@ impl Drop for Running {
     }
 }
 
-fn machine(engine: &str) -> Running {
+fn machine(engine: &str, options: &[&OsStr]) -> Running {
     let stage = Stage::new(&["true"]);
     let image = stage.path().join("guest");
     fs::write(&image, IDLE.image).expect("written");
     let disk = stage.path().join("disk");
     fs::write(&disk, [0; 1 << 16]).expect("written");
     let mut command = stage.kiln();
+    command.args(options);
     command.args(["vm", "run", "--memory", "128", "--engine", engine, "--kernel"]).arg(image);
     command.arg("--disk").arg(disk);
     Running::start(stage, command, ".")
@@ -207,17 +209,31 @@ fn machine(engine: &str) -> Running {
 
 #[test]
 fn vmm_of_the_kvm_engine() {
-    let running = machine("kvm");
-    let vmm = running.process("kiln-vmm");
-    let disk = running.stage.path().join("disk");
-    let files = ["/dev/kvm", "anon_inode:kvm-", disk.to_str().expect("text")];
-    vmm.check_vmm_or_devices(&["mnt", "ipc", "uts", "cgroup"], &files);
+    let running = machine("kvm", &[]);
+    check_vmm(&running, "kiln", &["anon_inode:[signalfd]"]);
+    assert_eq!(crate::run::processes_of(&running.stage).len(), 1, "more than the command");
     running.end();
+}
+
+/// With a log file, which nobody in a jail may write to, the machine has a process of its own.
+#[test]
+fn vmm_beside_a_command_that_is_needed() {
+    let stage = Stage::new(&["true"]);
+    let log = stage.path().join("log");
+    let running = machine("kvm", &["--log".as_ref(), log.as_os_str()]);
+    check_vmm(&running, "kiln-vmm", &[]);
+    running.end();
+}
+
+fn check_vmm(running: &Running, name: &str, also: &[&str]) {
+    let disk = running.stage.path().join("disk");
+    let files = [&["/dev/kvm", "anon_inode:kvm-", disk.to_str().expect("text")], also].concat();
+    running.process(name).check_vmm_or_devices(&["mnt", "ipc", "uts", "cgroup"], &files);
 }
 
 #[test]
 fn qemu_and_its_devices() {
-    let running = machine("emulated");
+    let running = machine("emulated", &[]);
     let folder = running.stage.path().to_str().expect("text").to_owned();
     let kernel = format!("{folder}/guest");
     let qemu = running.process("qemu-system-x86").check_qemu(&kernel);

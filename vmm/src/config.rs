@@ -25,7 +25,18 @@ impl InheritedFd {
     }
 }
 
-/// A machine of the kvm engine: what `kiln vmm` runs.
+/// What `kiln vmm` is told.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmmConfig {
+    /// What it runs.
+    pub machine: MachineConfig,
+    /// A connected `SOCK_SEQPACKET` Unix socket on which the process sends [`VmmEvent`]s, one JSON
+    /// object a packet. When the other end closes, the process ends.
+    pub control: InheritedFd,
+}
+
+/// A machine of the kvm engine.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfig {
@@ -49,16 +60,13 @@ pub struct MachineConfig {
     pub vsock: Option<VsockConfig>,
     /// Who the process becomes.
     pub jail: JailConfig,
-    /// A connected `SOCK_SEQPACKET` Unix socket on which the process sends [`VmmEvent`]s, one JSON
-    /// object a packet. When the other end closes, the process ends.
-    pub control: InheritedFd,
 }
 
 impl MachineConfig {
     /// Every descriptor that it names: what the process keeps when it is jailed.
     #[must_use]
     pub fn descriptors(&self) -> Vec<RawFd> {
-        let one = [self.kvm, self.boot.kernel, self.control];
+        let one = [self.kvm, self.boot.kernel];
         let optional = [self.boot.initrd, self.console.input, self.console.output];
         let disks = self.disks.iter().map(|disk| disk.file);
         let shares = self.shares.iter().map(|share| share.socket);
@@ -172,7 +180,7 @@ pub struct DevicesConfig {
     pub disks: Vec<(DiskConfig, InheritedFd)>,
     /// Who the process becomes.
     pub jail: JailConfig,
-    /// As in [`MachineConfig::control`].
+    /// As in [`VmmConfig::control`].
     pub control: InheritedFd,
 }
 
@@ -190,7 +198,7 @@ pub struct FsConfig {
     pub rootfs: SharedTree,
     /// What the guest sees as `mounts/<index>`, one for each bind mount of the bundle.
     pub mounts: Vec<SharedMount>,
-    /// As in [`MachineConfig::control`].
+    /// As in [`VmmConfig::control`].
     pub control: InheritedFd,
 }
 

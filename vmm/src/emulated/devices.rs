@@ -96,7 +96,7 @@ pub unsafe fn serve(config: DevicesConfig) -> Result<(), DevicesError> {
 fn descriptors(config: &DevicesConfig) -> Vec<RawFd> {
     let vsock = config.vsock.iter().flat_map(|(vsock, listener)| [vsock.broker.0, listener.0]);
     let disks = config.disks.iter().flat_map(|(disk, listener)| [disk.file.0, listener.0]);
-    vsock.chain(disks).collect()
+    vsock.chain(disks).chain([libc::STDERR_FILENO]).collect()
 }
 
 /// Takes the descriptors over and makes the devices.

@@ -13,7 +13,8 @@
 //! 5. [`capabilities`]: none in any of the five sets, securebits locked.
 //! 6. [`identity`]: an unprivileged user and group of the sandbox's own.
 //! 7. [`hardening`]: no new privileges, undumpable, no executable memory that was writable.
-//! 8. [`parent`]: dies with the process that started it. (Steps 5 and 6 would undo this.)
+//! 8. [`parent`]: dies with the process that started it, if it is a sandbox's. (Steps 5 and 6 would
+//!    undo this.)
 //! 9. [`landlock`]: no file, no TCP port, no abstract socket, no signal to outsiders.
 //! 10. [`seccomp`]: an allow-list of system calls and their arguments. One that isn't on it ends
 //!     the process, which first says which it was.
@@ -59,8 +60,9 @@ pub struct Jail<'a> {
     /// isn't listed becomes `/dev/null`.
     pub descriptors: &'a [RawFd],
     /// A socket whose other end the starter holds: see [`config`](crate::config). A forbidden
-    /// system call is reported on it.
-    pub control: BorrowedFd<'a>,
+    /// system call is reported on it, and the process dies with its starter. A command that jails
+    /// itself has none.
+    pub control: Option<BorrowedFd<'a>>,
     /// Who it becomes. Without the privilege to change that, its own user and group.
     pub identity: JailConfig,
     /// Namespaces it leaves; a mount namespace is always among them.
@@ -83,13 +85,17 @@ const DESCRIPTORS: u64 = 4096;
 const THREADS: u64 = 256;
 
 impl<'a> Jail<'a> {
-    /// The jail of `kiln vmm`.
+    /// The jail of the process that runs a machine of the kvm engine.
     ///
     /// It has no network namespace of its own, which would cost a tenth of the start's budget: it
     /// has no socket but those handed to it, and seccomp refuses `socket`, `connect`, `bind` and
     /// `listen`.
     #[must_use]
-    pub fn vmm(identity: JailConfig, control: BorrowedFd<'a>, descriptors: &'a [RawFd]) -> Self {
+    pub fn vmm(
+        identity: JailConfig,
+        control: Option<BorrowedFd<'a>>,
+        descriptors: &'a [RawFd],
+    ) -> Self {
         Self {
             name: "vmm",
             descriptors,
@@ -111,7 +117,7 @@ impl<'a> Jail<'a> {
         Self {
             name: "devices",
             descriptors,
-            control,
+            control: Some(control),
             identity,
             namespaces: CHEAP_NAMESPACES.union(CloneFlags::CLONE_NEWNET),
             limits: sandbox_limits(),
@@ -143,7 +149,7 @@ impl<'a> Jail<'a> {
         let privileged = identity::may_change();
 
         let mut kept = self.descriptors.to_vec();
-        kept.push(self.control.as_raw_fd());
+        kept.extend(self.control.map(|control| control.as_raw_fd()));
         descriptors::keep_only(&kept)?;
         self.limits.set()?;
         if !privileged {
@@ -158,7 +164,9 @@ impl<'a> Jail<'a> {
         }
         capabilities::reduce_to(CapSet::empty())?;
         hardening::apply()?;
-        parent::die_with_it(Some(self.control))?;
+        if self.control.is_some() {
+            parent::die_with_it(self.control)?;
+        }
         landlock::deny_all()?;
         Ok(())
     }

@@ -61,6 +61,28 @@ impl Stopper {
     }
 }
 
+/// What stops a machine before its guest ends, besides a [`Stopper`].
+#[derive(Debug, Clone, Copy)]
+pub enum Until<'a> {
+    /// Nothing.
+    End,
+    /// The other end of this connected socket closes.
+    HangUp(BorrowedFd<'a>),
+    /// This descriptor becomes readable.
+    Readable(BorrowedFd<'a>),
+}
+
+impl<'a> Until<'a> {
+    fn polled(self) -> Option<PollFd<'a>> {
+        match self {
+            Self::End => None,
+            // POLLHUP is reported unasked; POLLIN would also tell of data, which nobody sends.
+            Self::HangUp(fd) => Some(PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)),
+            Self::Readable(fd) => Some(PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+        }
+    }
+}
+
 /// Which thread serves a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceGroup {
@@ -255,18 +277,14 @@ impl Machine {
     /// # Errors
     /// [`KvmError::Stopped`] when it was told to stop, else a failure of the host.
     pub fn run(self) -> Result<GuestEnd, KvmError> {
-        self.run_until(None)
+        self.run_until(Until::End)
     }
 
-    /// The same, and stops when the other end of this connected socket closes.
+    /// The same, and stops when this happens.
     ///
     /// # Errors
     /// As [`Machine::run`].
-    pub fn run_until_hang_up(self, socket: BorrowedFd<'_>) -> Result<GuestEnd, KvmError> {
-        self.run_until(Some(socket))
-    }
-
-    fn run_until(self, hang_up: Option<BorrowedFd<'_>>) -> Result<GuestEnd, KvmError> {
+    pub fn run_until(self, until: Until<'_>) -> Result<GuestEnd, KvmError> {
         let ended =
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(KvmError::host("make an eventfd"))?;
         let shared = Arc::new(Shared {
@@ -284,7 +302,7 @@ impl Machine {
         for (index, vcpu) in self.vcpus.into_iter().enumerate() {
             processors.start(index, vcpu)?;
         }
-        let waited = wait(&shared.ended, &self.stop, hang_up);
+        let waited = wait(&shared.ended, &self.stop, until);
         drop(processors);
         drop(workers);
         if let (Some(mut serial), Ok(Wakeup::Ended)) = (serial, &waited) {
@@ -373,17 +391,12 @@ enum Wakeup {
 }
 
 /// Waits for the guest's end or for being told to stop.
-fn wait(
-    ended: &EventFd,
-    stop: &EventFd,
-    hang_up: Option<BorrowedFd<'_>>,
-) -> Result<Wakeup, KvmError> {
+fn wait(ended: &EventFd, stop: &EventFd, until: Until<'_>) -> Result<Wakeup, KvmError> {
     loop {
         let (ended, stop) = (borrow_fd(ended), borrow_fd(stop));
         let mut fds = vec![PollFd::from_borrowed_fd(ended, PollFlags::IN)];
         fds.push(PollFd::from_borrowed_fd(stop, PollFlags::IN));
-        // POLLHUP is reported unasked; POLLIN would also tell of data, which nobody sends.
-        fds.extend(hang_up.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)));
+        fds.extend(until.polled());
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(KvmError::host("wait for the guest")(e)),

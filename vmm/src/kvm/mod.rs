@@ -33,8 +33,8 @@ mod tests;
 
 pub use boot::{BootError, EntryPoint, Kernel};
 pub use host::check_host;
-pub use machine::{DeviceGroup, ExitHook, Machine, Stopper};
-pub use process::run;
+pub use machine::{DeviceGroup, ExitHook, Machine, Stopper, Until};
+pub use process::{run, run_alone};
 
 /// The most processors that a machine can have.
 pub const MAX_CPUS: u8 = 32;

@@ -1,16 +1,16 @@
-//! What `kiln vmm` does: makes the machine that its configuration describes out of the descriptors
-//! it was handed, runs it, and tells the monitor how it went.
+//! Runs the machine that a configuration describes in the calling process, which jails itself first:
+//! [`run`] is what `kiln vmm` does, [`run_alone`] what a command does that needs no monitor.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use rustix::net::SendFlags;
 
-use super::{DeviceGroup, Kernel, KvmError, Machine};
+use super::{DeviceGroup, Kernel, KvmError, Machine, Until};
 use crate::config::{
     BootConfig, ConsoleConfig, ConsoleKind, DiskConfig, GuestEnd, InheritedFd, MachineConfig,
-    ShareConfig, VmmEvent, VsockConfig,
+    ShareConfig, VmmConfig, VmmEvent, VsockConfig,
 };
 use crate::jail::Jail;
 use crate::sync::lock;
@@ -25,9 +25,16 @@ use crate::virtio::vsock::Vsock;
 ///
 /// # Errors
 /// A configuration that can't be, or a host that fails. The monitor has been told.
-pub fn run(config: MachineConfig) -> Result<GuestEnd, KvmError> {
-    let control = take_control(&config)?;
-    let result = check_descriptors(&config).and_then(|()| enter_and_run(config, &control));
+pub fn run(config: VmmConfig) -> Result<GuestEnd, KvmError> {
+    let VmmConfig { machine, control } = config;
+    let mut descriptors = machine.descriptors();
+    let control = take_control(control)?;
+    let result = check_descriptors(&descriptors, control.as_fd()).and_then(|()| {
+        descriptors.push(libc::STDERR_FILENO);
+        let jail = Jail::vmm(machine.jail, Some(control.as_fd()), &descriptors);
+        let running = || tell(&control, &VmmEvent::Running);
+        enter_and_run(machine, &jail, Until::HangUp(control.as_fd()), running)
+    });
     match &result {
         Ok(how) => tell(&control, &VmmEvent::Ended { how: how.clone() }),
         // The monitor has gone, or asked for it.
@@ -37,15 +44,38 @@ pub fn run(config: MachineConfig) -> Result<GuestEnd, KvmError> {
     result
 }
 
-fn enter_and_run(config: MachineConfig, control: &OwnedFd) -> Result<GuestEnd, KvmError> {
-    let descriptors: Vec<_> = descriptors(&config).iter().map(|fd| fd.0).collect();
-    Jail::vmm(config.jail, control.as_fd(), &descriptors)
-        .enter()
-        .map_err(|error| KvmError::Jail(with_sources(&error)))?;
+/// The same in a command that has no monitor: what happens is returned, and nothing ends the process
+/// with the one that started it. The machine stops when `stop` becomes readable, and the process is
+/// in its jail for good.
+///
+/// # Safety
+/// The descriptors that the configuration names belong to nothing else in this process, and nor does
+/// any other that is open but `stop` and standard error: they are closed.
+///
+/// # Errors
+/// A configuration that can't be, or a host that fails; [`KvmError::Stopped`] if it was stopped.
+pub unsafe fn run_alone(
+    machine: MachineConfig,
+    stop: BorrowedFd<'_>,
+) -> Result<GuestEnd, KvmError> {
+    let mut descriptors = machine.descriptors();
+    check_descriptors(&descriptors, stop)?;
+    descriptors.extend([stop.as_raw_fd(), libc::STDERR_FILENO]);
+    let jail = Jail::vmm(machine.jail, None, &descriptors);
+    enter_and_run(machine, &jail, Until::Readable(stop), || ())
+}
+
+fn enter_and_run(
+    config: MachineConfig,
+    jail: &Jail<'_>,
+    until: Until<'_>,
+    running: impl FnOnce(),
+) -> Result<GuestEnd, KvmError> {
+    jail.enter().map_err(|error| KvmError::Jail(with_sources(&error)))?;
     let lost = Lost::default();
     let machine = make(config, &lost)?;
-    tell(control, &VmmEvent::Running);
-    let ended = machine.run_until_hang_up(control.as_fd());
+    running();
+    let ended = machine.run_until(until);
     match (ended, lost.take()) {
         (Err(KvmError::Stopped), Some(tag)) => Err(KvmError::ShareLost(tag)),
         (ended, _) => ended,
@@ -130,31 +160,18 @@ fn add_console(machine: &mut Machine, console: ConsoleConfig) -> Result<(), KvmE
     }
 }
 
-/// Every descriptor that a configuration names, but the control socket.
-fn descriptors(config: &MachineConfig) -> Vec<InheritedFd> {
-    let MachineConfig { kvm, boot, console, disks, shares, vsock, .. } = config;
-    let mut all = vec![*kvm, boot.kernel];
-    all.extend(boot.initrd);
-    all.extend([console.input, console.output].into_iter().flatten());
-    all.extend(disks.iter().map(|disk| disk.file));
-    all.extend(shares.iter().map(|share| share.socket));
-    all.extend(vsock.iter().map(|vsock| vsock.broker));
-    all
-}
-
 /// The control socket, on which all else can be told.
-fn take_control(config: &MachineConfig) -> Result<OwnedFd, KvmError> {
-    let number = config.control.0;
-    if !is_open(number) {
-        return Err(KvmError::Descriptor { number, problem: "is not open" });
+fn take_control(control: InheritedFd) -> Result<OwnedFd, KvmError> {
+    match control.0 {
+        number if is_open(number) => Ok(take(control)),
+        number => Err(KvmError::Descriptor { number, problem: "is not open" }),
     }
-    Ok(take(config.control))
 }
 
-/// Checks that each descriptor is open and named once, which [`take`] relies on.
-fn check_descriptors(config: &MachineConfig) -> Result<(), KvmError> {
-    let mut numbers: Vec<_> = descriptors(config).iter().map(|fd| fd.0).collect();
-    numbers.push(config.control.0);
+/// Checks that each descriptor is open, named once, and another than `own`, which [`take`] relies on.
+fn check_descriptors(named: &[RawFd], own: BorrowedFd<'_>) -> Result<(), KvmError> {
+    let mut numbers = named.to_vec();
+    numbers.push(own.as_raw_fd());
     numbers.sort_unstable();
     if let Some(pair) = numbers.windows(2).find(|pair| pair[0] == pair[1]) {
         return Err(KvmError::Descriptor { number: pair[0], problem: "is named twice" });

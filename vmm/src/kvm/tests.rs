@@ -136,7 +136,7 @@ fn a_monitor_that_hangs_up_stops_its_guest() {
     let (monitor, control) = std::os::unix::net::UnixStream::pair().unwrap();
     let mut machine = machine(2);
     machine.boot(kernel(&Image::new(&FOR_EVER), Entry::Linux64)).unwrap();
-    let running = std::thread::spawn(move || machine.run_until_hang_up(control.as_fd()));
+    let running = std::thread::spawn(move || machine.run_until(Until::HangUp(control.as_fd())));
     drop(monitor);
     assert!(matches!(running.join().unwrap(), Err(KvmError::Stopped)));
 }

@@ -32,14 +32,25 @@ const NOT_JAILED: u8 = 12;
 pub enum Component {
     Vmm,
     Devices,
+    /// A command that runs a machine itself.
+    Command,
 }
 
 impl Component {
-    pub const ALL: [Self; 2] = [Self::Vmm, Self::Devices];
+    pub const ALL: [Self; 3] = [Self::Vmm, Self::Devices, Self::Command];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Vmm => "vmm",
+            Self::Devices => "devices",
+            Self::Command => "command",
+        }
+    }
+
+    /// What its jail calls it.
+    pub fn role(self) -> &'static str {
+        match self {
+            Self::Vmm | Self::Command => "vmm",
             Self::Devices => "devices",
         }
     }
@@ -137,8 +148,10 @@ fn enter(
 ) -> Result<(), kiln_vmm::jail::JailError> {
     let kept = [2, KEPT];
     let jail = match component {
-        Component::Vmm => Jail::vmm(identity, control, &kept),
+        Component::Vmm => Jail::vmm(identity, Some(control), &kept),
         Component::Devices => Jail::devices(identity, control, &kept),
+        // It has no control socket; the one of these tests is a descriptor like any other to it.
+        Component::Command => Jail::vmm(identity, None, &[2, KEPT, CONTROL]),
     };
     if seccomp { jail.enter() } else { jail.confine() }
 }

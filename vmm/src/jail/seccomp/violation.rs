@@ -9,23 +9,28 @@ use std::sync::OnceLock;
 
 use super::names;
 
-/// The exit status of a process that broke its rules: what a shell makes of a `SIGSYS`.
+/// The exit status of a sandbox's process that broke its rules: what a shell makes of a `SIGSYS`.
 pub const EXIT_STATUS: i32 = 128 + libc::SIGSYS;
+
+/// And of a command that jailed itself: that of its every failure.
+pub const COMMAND_EXIT_STATUS: i32 = 1;
 
 struct Report {
     process: &'static str,
-    control: RawFd,
+    control: Option<RawFd>,
 }
 
 static REPORT: OnceLock<Report> = OnceLock::new();
 
 /// Has the first forbidden system call of this process reported as a
 /// [`VmmEvent::Failed`](crate::config::VmmEvent) packet on `control`, and as a line on standard
-/// error; the process ends with [`EXIT_STATUS`].
+/// error; the process ends with [`EXIT_STATUS`]. A command, which has no control socket, only says
+/// the line and ends with [`COMMAND_EXIT_STATUS`].
 ///
 /// `process` is what the process is called: ASCII letters.
-pub fn report_to(process: &'static str, control: BorrowedFd<'_>) {
-    let _ = REPORT.set(Report { process, control: control.as_raw_fd() });
+pub fn report_to(process: &'static str, control: Option<BorrowedFd<'_>>) {
+    let control = control.map(|control| control.as_raw_fd());
+    let _ = REPORT.set(Report { process, control });
     // SAFETY: a zeroed sigaction is a valid one (empty mask); the handler has the signature that
     // SA_SIGINFO asks for and is async-signal-safe.
     unsafe {
@@ -61,13 +66,19 @@ extern "C" fn handler(_signal: i32, info: *const SigSys, _context: *const libc::
         line.text(names::name(call.into()).unwrap_or("unknown"));
         line.text(" (number ").number(call.unsigned_abs()).text(")");
 
-        let mut packet = Line::new();
-        packet.text(r#"{"failed":{"message":""#).bytes(line.as_bytes()).text(r#""}}"#);
-        write(report.control, packet.as_bytes());
+        let mut status = COMMAND_EXIT_STATUS;
+        if let Some(control) = report.control {
+            let mut packet = Line::new();
+            packet.text(r#"{"failed":{"message":""#).bytes(line.as_bytes()).text(r#""}}"#);
+            write(control, packet.as_bytes());
+            status = EXIT_STATUS;
+        }
         line.text("\n");
         write(libc::STDERR_FILENO, line.as_bytes());
+        // SAFETY: ends the process at once, without running anything of it.
+        unsafe { libc::_exit(status) }
     }
-    // SAFETY: ends the process at once, without running anything of it.
+    // SAFETY: as above.
     unsafe { libc::_exit(EXIT_STATUS) }
 }
 

@@ -192,6 +192,6 @@ const SERVING: &[Rule] = &[
 /// # Errors
 /// When the filter can't be installed.
 pub fn restrict_system_calls(control: BorrowedFd<'_>) -> Result<(), ConfinementError> {
-    seccomp::violation::report_to("fs", control);
+    seccomp::violation::report_to("fs", Some(control));
     Ok(seccomp::install(&[seccomp::CORE, seccomp::DESCRIPTOR_IO, seccomp::SOCKETS, SERVING])?)
 }
