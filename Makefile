@@ -3,9 +3,10 @@
 TARGET  := x86_64-unknown-linux-gnu
 OUT     := out
 LIB     := $(OUT)/lib/kiln
+SHARE   := $(OUT)/share
 export KILN_LIB_DIR := $(CURDIR)/$(LIB)
 
-.PHONY: help build demo test bench lint kernel setup setup-tests clean
+.PHONY: help build share demo test bench lint kernel setup setup-tests clean
 
 help:
 	@echo "make build   install what is missing; build the guest kernel, the agent and kiln into $(OUT)/"
@@ -29,7 +30,17 @@ build: kernel
 	@mkdir -p $(OUT)/bin $(LIB)
 	@install -m 755 target/$(TARGET)/release/kiln $(OUT)/bin/kiln
 	@install -m 755 target/$(TARGET)/agent/kiln-agent $(LIB)/kiln-agent
+	@$(MAKE) --no-print-directory share
 	@$(OUT)/bin/kiln --version
+
+# Completions and manual pages, from the command line's own definition.
+share:
+	@mkdir -p $(SHARE)/man/man1 $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions \
+		$(SHARE)/fish/vendor_completions.d
+	@$(OUT)/bin/kiln man $(SHARE)/man/man1
+	@$(OUT)/bin/kiln completions bash >$(SHARE)/bash-completion/completions/kiln
+	@$(OUT)/bin/kiln completions zsh >$(SHARE)/zsh/site-functions/_kiln
+	@$(OUT)/bin/kiln completions fish >$(SHARE)/fish/vendor_completions.d/kiln.fish
 
 demo: build
 	@demo/run

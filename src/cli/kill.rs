@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use anyhow::anyhow;
+
 use super::{Global, Reported};
 use crate::sandbox::control::{self, Reply, Request};
 use crate::signal;
@@ -16,18 +18,23 @@ pub struct Kill {
     /// The container's id
     id: String,
     /// The signal's number, or its name with or without SIG
-    #[arg(default_value = "SIGTERM", value_parser = signal::parse)]
-    signal: i32,
+    #[arg(default_value = "SIGTERM", allow_hyphen_values = true)]
+    signal: String,
 }
 
 /// Sends the signal.
 pub fn run(global: &Global, kill: &Kill) -> anyhow::Result<ExitCode> {
     let container = state::find(&global.root, &kill.id)?;
+    if kill.signal == "0" && container.status() != Status::Stopped {
+        // kill(2)'s question whether there is somebody.
+        return Ok(ExitCode::SUCCESS);
+    }
+    let signal = signal::parse(&kill.signal).map_err(|error| anyhow!(error))?;
     if container.status() == Status::Stopped {
         // runc's answer: with --all it is no error that nothing is left.
         return if kill.all { Ok(ExitCode::SUCCESS) } else { Err(not_running().into()) };
     }
-    match control::ask(&container, Request::Signal { signal: kill.signal, all: kill.all }) {
+    match control::ask(&container, Request::Signal { signal, all: kill.all }) {
         Ok(Reply::Done) => Ok(ExitCode::SUCCESS),
         Ok(Reply::Failed { message, .. }) => Err(Reported { exit_code: 1, error: message }.into()),
         // The monitor is about to end, or has.

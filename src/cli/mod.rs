@@ -4,6 +4,7 @@
 //! sandbox: each is told all it needs by a JSON document that it reads from `--config-fd`.
 
 mod checkpoint;
+mod completions;
 mod create;
 mod delete;
 mod doctor;
@@ -12,10 +13,12 @@ mod internal;
 mod kill;
 mod launch;
 mod list;
+mod man;
 mod run;
 mod spec;
 mod start;
 mod state;
+mod usage;
 mod version;
 mod vm_run;
 
@@ -66,6 +69,12 @@ pub struct Global {
     /// Accepted for compatibility: limits are applied inside the guest
     #[arg(long)]
     pub systemd_cgroup: bool,
+    /// Accepted for compatibility: whether kiln may touch cgroups is found out, not told
+    #[arg(long, value_name = "WHEN", value_parser = ["true", "false", "auto"], hide = true)]
+    pub rootless: Option<String>,
+    /// Accepted for compatibility
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub criu: Option<PathBuf>,
     /// The configuration file [default: /etc/kiln/config.toml if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -128,6 +137,10 @@ enum Verb {
     Spec(spec::Spec),
     /// Check what this host can do and say how to mend what it can't
     Doctor(doctor::Doctor),
+    /// Print a shell's completions
+    Completions(completions::Completions),
+    /// Write the manual pages
+    Man(man::Man),
     /// Virtual machines without containers
     #[command(subcommand)]
     Vm(Vm),
@@ -161,7 +174,11 @@ enum Vm {
 /// Parses the command line, runs the verb and reports its error.
 pub fn main() -> ExitCode {
     keep_descriptors_to_oneself();
-    let arguments = Arguments::parse();
+    let given: Vec<OsString> = std::env::args_os().collect();
+    let arguments = match Arguments::try_parse_from(&given) {
+        Ok(arguments) => arguments,
+        Err(error) => return usage::report(&error, &given),
+    };
     let is_part = arguments.verb.as_ref().is_some_and(Verb::is_part_of_sandbox);
     let log = match log::start(&arguments.global, is_part) {
         Ok(log) => log,
@@ -201,6 +218,8 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Restore(_) => checkpoint::refuse("restore"),
         Verb::Spec(spec) => spec::run(&spec),
         Verb::Doctor(doctor) => doctor::run(global, &doctor),
+        Verb::Completions(completions) => completions::run(&completions),
+        Verb::Man(man) => man::run(&man),
         Verb::Vm(Vm::Run(vm_run)) => vm_run::run(global, vm_run),
         Verb::Monitor(config) => internal::monitor(config),
         Verb::Vmm(config) => internal::vmm(config),

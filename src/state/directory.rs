@@ -30,13 +30,13 @@ pub struct StateDir {
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// Another sandbox has the id.
-    #[error("container with id {id} exists already: choose another id, or delete it")]
+    #[error("container with given ID already exists: {id}: choose another id, or delete it")]
     Taken {
         /// The id.
         id: String,
     },
     /// No sandbox has the id.
-    #[error("container {id:?} does not exist")]
+    #[error("container does not exist: {id:?}")]
     Unknown {
         /// The id.
         id: String,

@@ -179,7 +179,7 @@ fn taken_id() {
     let lib = dummy_artefacts(&stage);
     let output = stage.run(&[]).env("KILN_LIB_DIR", lib).output().expect("runs");
     assert_eq!(output.status.code(), Some(1));
-    assert!(errors(&output).contains("id test exists already"), "{}", errors(&output));
+    assert!(errors(&output).contains("already exists: test"), "{}", errors(&output));
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn container_is_created_started_and_deleted() {
     assert!(stage.is_clean());
     let output = kiln(&stage, &["state", "test"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(errors(&output).contains("\"test\" does not exist"), "{}", errors(&output));
+    assert!(errors(&output).contains("container does not exist: \"test\""), "{}", errors(&output));
 }
 
 #[test]
@@ -79,7 +79,10 @@ fn verbs_refuse_what_the_state_does_not_allow() {
         assert!(errors(&output).contains(expected), "{args:?}: {}", errors(&output));
     };
     let bundle = stage.bundle().display().to_string();
-    refused(&["create", "--engine", "emulated", "--bundle", &bundle, "test"], "exists already");
+    refused(
+        &["create", "--engine", "emulated", "--bundle", &bundle, "test"],
+        "container with given ID already exists",
+    );
     succeeds(&stage, &["start", "test"]);
     refused(&["start", "test"], "cannot start a container in the running state");
     refused(&["delete", "test"], "not stopped: running");
@@ -92,7 +95,10 @@ fn verbs_refuse_what_the_state_does_not_allow() {
     wait_for(&stage, "stopped");
     refused(&["start", "test"], "has stopped");
     refused(&["kill", "test"], "container not running");
-    refused(&["create", "--engine", "emulated", "--bundle", &bundle, "test"], "exists already");
+    refused(
+        &["create", "--engine", "emulated", "--bundle", &bundle, "test"],
+        "container with given ID already exists",
+    );
     succeeds(&stage, &["delete", "test"]);
     succeeds(&stage, &["delete", "--force", "test"]);
     assert!(stage.is_clean());

@@ -7,6 +7,7 @@
 #![allow(clippy::expect_used)]
 
 mod bad_input;
+mod command_line;
 mod jail;
 mod lifecycle;
 mod run;

@@ -175,7 +175,7 @@ fn pid_file_and_state_name_the_monitor_while_it_runs() {
 
     let again = stage.run(&[]).stdin(Stdio::null()).output().expect("kiln runs");
     assert_eq!(again.status.code(), Some(1));
-    assert!(errors(&again).contains("exists already"), "{}", errors(&again));
+    assert!(errors(&again).contains("already exists"), "{}", errors(&again));
 
     drop(child.stdin.take());
     assert_eq!(child.wait().expect("ends").code(), Some(0));
