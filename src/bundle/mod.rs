@@ -2,7 +2,8 @@
 //!
 //! Everything wrong with a bundle is found here, before anything is started, and reported with the
 //! file or field, the cause and the mend. Nothing is ignored: a field that kiln doesn't know
-//! ([`fields`]) or can't honour ([`refusals`]) is refused by name. What remains is set up by the
+//! ([`fields`]) or can't honour ([`refusals`]) is refused by name, but for the little that is
+//! [`tolerated`]. What remains is set up by the
 //! agent inside the guest; the host resolves the root file system and bind mounts ([`binds`]) and
 //! the size of the machine ([`sizing`]).
 
@@ -12,6 +13,7 @@ mod id;
 mod mountpoints;
 mod refusals;
 mod sizing;
+mod tolerated;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,7 +34,7 @@ const MAX_CONFIG: u64 = (kiln_protocol::MAX_TO_AGENT - (64 << 10)) as u64;
 pub struct Bundle {
     /// The bundle's directory, absolute.
     pub dir: PathBuf,
-    /// `config.json`, byte for byte.
+    /// `config.json`, byte for byte unless something in it was [`tolerated`].
     pub config: Box<RawValue>,
     /// What it says.
     pub spec: Spec,
@@ -110,8 +112,14 @@ impl Bundle {
         let path = dir.join("config.json");
         let text = read(&path)?;
         let malformed = |source| BundleError::Malformed { path: path.clone(), source };
+        let mut raw: Value = serde_json::from_str(&text).map_err(malformed)?;
+        let notes = raw.get_mut("process").map(tolerated::leave_out).unwrap_or_default();
+        for note in &notes {
+            tracing::warn!("{note}");
+        }
+        // Errors have the line and column of the text as it is, wherever it is used as it is.
+        let text = if notes.is_empty() { text } else { raw.to_string() };
         let config: Box<RawValue> = serde_json::from_str(&text).map_err(malformed)?;
-        let raw: Value = serde_json::from_str(&text).map_err(malformed)?;
         let spec: Spec = serde_json::from_str(&text).map_err(malformed)?;
         fields::check(&raw)?;
         refusals::check(&spec, &raw)?;
@@ -242,7 +250,7 @@ mod tests {
             ("/linux", json!({"intelRdt": {}})),
             ("/linux", json!({"namespaces": [{"type": "network", "path": "/run/netns/x"}]})),
             ("/linux", json!({"mountLabel": "system_u:object_r:x"})),
-            ("/process/apparmorProfile", json!("docker-default")),
+            ("/process/apparmorProfile", json!("my-profile")),
             ("/process/selinuxLabel", json!("x")),
             ("/hooks", json!({"poststop": [{"path": "/bin/true"}]})),
             ("/windows", json!({})),

@@ -5,13 +5,13 @@
 //! first. Links in the root file system are not trusted ([`kiln_rooted`]). What can't be made is left
 //! to the agent, which names the mount whose place is missing.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use kiln_rooted::{Kind, ensure};
+use kiln_rooted::{Kind, ensure, lookup};
 use oci_spec::runtime::Spec;
 
 use super::Bind;
@@ -24,11 +24,28 @@ pub fn make(rootfs: &Path, spec: &Spec, binds: &[Bind]) -> io::Result<()> {
     let root = File::options().read(true).custom_flags(libc::O_PATH).open(rootfs)?;
     for (path, kind) in wanted(spec, binds) {
         // A file system that is read-only here too holds what it holds.
-        if let Err(error) = ensure(root.as_fd(), &path, kind) {
+        if let Err(error) = make_one(root.as_fd(), &path, kind, is_tmpfs(spec, &path)) {
             tracing::debug!(path = %path.display(), %error, "no mount point made");
         }
     }
     Ok(())
+}
+
+/// A tmpfs takes the mode of the directory that it is mounted on, and is everybody's where there was
+/// none: so is the place that is made for it.
+fn make_one(root: BorrowedFd<'_>, path: &Path, kind: Kind, is_tmpfs: bool) -> io::Result<()> {
+    let is_missing = lookup(root, path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+    let made = ensure(root, path, kind)?;
+    if is_missing && is_tmpfs {
+        let path = format!("/proc/self/fd/{}", made.as_raw_fd());
+        fs::set_permissions(path, fs::Permissions::from_mode(0o1777))?;
+    }
+    Ok(())
+}
+
+fn is_tmpfs(spec: &Spec, path: &Path) -> bool {
+    let mut mounts = spec.mounts().iter().flatten();
+    mounts.any(|mount| mount.destination() == path && mount.typ().as_deref() == Some("tmpfs"))
 }
 
 /// What lies below another mount's place is made in that mount, by the agent.
@@ -52,6 +69,7 @@ fn wanted(spec: &Spec, binds: &[Bind]) -> Vec<(PathBuf, Kind)> {
 mod tests {
     use super::*;
     use serde_json::json;
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn places_are_made_inside_the_root_and_not_below_other_mounts() {
@@ -82,6 +100,8 @@ mod tests {
         for directory in ["work", "dev", "out/x"] {
             assert!(rootfs.join(directory).is_dir(), "{directory}");
         }
+        let mode = |path: &str| fs::metadata(rootfs.join(path)).expect(path).mode() & 0o7777;
+        assert_eq!((mode("work"), mode("dev")), (0o755, 0o1777));
         assert!(rootfs.join("etc/hosts").is_file());
         assert!(!rootfs.join("dev/pts").exists() && !rootfs.join("work/deep").exists());
         assert!(!dir.path().join("out").exists());

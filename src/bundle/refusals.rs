@@ -62,7 +62,8 @@ fn check_labels(raw: &Value) -> Result<(), BundleError> {
     ];
     for (parent, name, module) in labels {
         let label = raw[parent][name].as_str().unwrap_or_default();
-        if !label.is_empty() {
+        let is_none = label.is_empty() || (module, label) == ("AppArmor", "unconfined");
+        if !is_none {
             let reason = format!(
                 "the guest's kernel has no {module}, so {label:?} cannot be applied: remove it"
             );
