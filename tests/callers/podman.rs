@@ -1,0 +1,156 @@
+//! podman, with kiln as its runtime.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use crate::image::NAME;
+use crate::stage::{Stage, eventually, on_stage};
+
+/// `podman run` without a network, with further options and a command.
+fn run<'a>(options: &[&'a str], command: &[&'a str]) -> Vec<&'a str> {
+    [&["podman", "run", "--rm", "--network", "none"], options, &[NAME], command].concat()
+}
+
+/// `podman run --detach` of a container named `c` that runs a script.
+fn detach(stage: &Stage, options: &[&str], script: &str) {
+    let first = ["podman", "run", "--detach", "--name", "c", "--network", "none"];
+    stage.ok(&[&first, options, &[NAME, "sh", "-c", script]].concat());
+}
+
+fn podman(stage: &Stage, args: &[&str]) -> String {
+    stage.ok(&[&["podman"], args].concat())
+}
+
+fn inspect(stage: &Stage, field: &str) -> String {
+    podman(stage, &["inspect", "--format", &format!("{{{{{field}}}}}"), "c"]).trim().to_owned()
+}
+
+#[test]
+fn steps_give_their_output_and_their_status() {
+    on_stage(|stage| {
+        stage.for_podman();
+        let script = "echo out; echo err >&2; exit 7";
+        let output = stage.run(&run(&[], &["dash", "-c", script]));
+        assert_eq!(output.status.code(), Some(7));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "out\n");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("err\n"));
+        let errors = stage.fails(127, &run(&[], &["no-such-program"]));
+        assert!(errors.contains("no-such-program"), "{errors}");
+    });
+}
+
+#[test]
+fn steps_have_the_user_the_limits_and_the_files_that_they_are_given() {
+    on_stage(|stage| {
+        stage.for_podman();
+        let script = "id -u; id -g; id -G; grep CapEff: /proc/self/status; hostname; pwd; echo $GREETING; \
+                      ulimit -n; ulimit -Hn; cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max; \
+                      touch /written 2>/dev/null || echo read-only; \
+                      touch /scratch/written && echo scratch";
+        let options = [
+            "--user",
+            "builder",
+            "--cap-drop",
+            "all",
+            "--hostname",
+            "step",
+            "--workdir",
+            "/tmp",
+            "--env",
+            "GREETING=hello",
+            "--ulimit",
+            "nofile=100:200",
+            "--memory",
+            "300m",
+            "--pids-limit",
+            "50",
+            "--read-only",
+            "--tmpfs",
+            "/scratch",
+        ];
+        let output = stage.ok(&run(&options, &["sh", "-c", script]));
+        let lines: Vec<_> = output.lines().collect();
+        let expected = [
+            "1000",
+            "1000",
+            "1000 2000",
+            "CapEff:\t0000000000000000",
+            "step",
+            "/tmp",
+            "hello",
+            "100",
+            "200",
+            "314572800",
+            "50",
+            "read-only",
+            "scratch",
+        ];
+        assert_eq!(lines, expected);
+    });
+}
+
+#[test]
+fn volumes_are_shared_with_the_host_and_between_steps() {
+    on_stage(|stage| {
+        stage.for_podman();
+        let directory = stage.path("shared");
+        fs::create_dir(&directory).expect("directory");
+        fs::write(directory.join("in"), "from the host\n").expect("file");
+        let both = format!("{}:/both", directory.display());
+        let read_only = format!("{}:/read-only:ro", directory.display());
+        let script = "cat /both/in; echo from the step > /both/out; chown 1000:1000 /both/out; \
+                      touch /read-only/x || echo refused; echo kept > /named/file";
+        let options = ["--volume", &both, "--volume", &read_only, "--volume", "named:/named"];
+        let output = stage.ok(&run(&options, &["sh", "-c", script]));
+        assert_eq!(output, "from the host\nrefused\n");
+        let written = directory.join("out");
+        assert_eq!(fs::read_to_string(&written).expect("written"), "from the step\n");
+        assert_eq!(fs::metadata(written).expect("metadata").uid(), 1000);
+        let output = stage.ok(&run(&["--volume", "named:/named"], &["cat", "/named/file"]));
+        assert_eq!(output, "kept\n");
+    });
+}
+
+#[test]
+fn input_is_given_to_its_end_and_terminals_are_terminals() {
+    on_stage(|stage| {
+        stage.for_podman();
+        let piped = format!("printf 'a\\nb\\n' | {} -i {NAME} wc -l", RUN.join(" "));
+        assert_eq!(stage.ok(&["sh", "-c", &piped]).trim(), "2");
+        let command = format!("{} -it {NAME} sh -c 'tty && stty size && exit 5'", RUN.join(" "));
+        let sized = format!("stty rows 31 cols 97; {command}");
+        let output = stage.run(&["script", "-q", "-e", "-c", &sized, "/dev/null"]);
+        assert_eq!(output.status.code(), Some(5));
+        let screen = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(screen.contains("/dev/pts/0") && screen.contains("31 97"), "{screen:?}");
+    });
+}
+
+const RUN: [&str; 5] = ["podman", "run", "--rm", "--network", "none"];
+
+#[test]
+fn containers_in_the_background_are_stopped_and_keep_their_logs() {
+    on_stage(|stage| {
+        stage.for_podman();
+        let script = "trap 'echo stopping; exit 3' TERM; echo started; while :; do sleep 0.1; done";
+        detach(stage, &[], script);
+        eventually("the first line", || podman(stage, &["logs", "c"]).contains("started"));
+        assert_eq!(inspect(stage, ".State.Status"), "running");
+        assert!(podman(stage, &["ps"]).contains(NAME));
+        podman(stage, &["stop", "c"]);
+        assert_eq!(podman(stage, &["wait", "c"]).trim(), "3");
+        assert_eq!(podman(stage, &["logs", "c"]), "started\nstopping\n");
+        assert_eq!(inspect(stage, ".State.ExitCode"), "3");
+
+        podman(stage, &["start", "c"]);
+        podman(stage, &["kill", "c"]);
+        assert_eq!(podman(stage, &["wait", "c"]).trim(), "137");
+        podman(stage, &["rm", "c"]);
+        assert_eq!(podman(stage, &["ps", "--all", "--quiet"]), "");
+        assert_eq!(stage.containers(), 0, "kiln has forgotten them");
+
+        detach(stage, &[], "sleep 1000");
+        podman(stage, &["rm", "--force", "--time", "0", "c"]);
+        assert_eq!(stage.containers(), 0);
+    });
+}
