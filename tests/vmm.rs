@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "../vmm/tests/tap/mod.rs"]
+mod tap;
+
 use std::fs::{self, File};
 use std::io::{Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -10,7 +13,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use kiln_selftest_guests as guests;
 use kiln_vmm::config::{
     BootConfig, ConsoleConfig, ConsoleKind, Entry, GuestEnd, InheritedFd, JailConfig,
-    MachineConfig, VmmConfig, VmmEvent,
+    MachineConfig, NetConfig, RateConfig, VmmConfig, VmmEvent,
 };
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
@@ -64,6 +67,7 @@ impl Vmm {
                 output: Some(inherited(&guest_end)),
             },
             disks: Vec::new(),
+            nets: Vec::new(),
             shares: Vec::new(),
             vsock: None,
             jail: JailConfig { uid: 65_000, gid: 65_000 },
@@ -157,6 +161,27 @@ fn it_runs_its_guest_without_privileges_and_ends_with_its_monitor() {
 }
 
 #[test]
+fn frames_pass_a_tap_that_it_was_handed() {
+    let tap = tap::in_a_new_namespace(1500);
+    let wire = tap::Wire::of(tap::EXPERIMENTAL);
+    let mac = [2, 0, 0, 0, 0, 8];
+    let mut vmm = Vmm::start_with(guests::NET.image, 1, |config| {
+        config.boot.cmdline = format!("net_frames={}", 2 * tap::LENGTHS.len());
+        config.nets.push(NetConfig {
+            tap: inherited(&tap),
+            mac,
+            mtu: Some(1400),
+            receive: RateConfig::default(),
+            transmit: RateConfig::default(),
+        });
+    });
+    assert_eq!(vmm.event(), Some(VmmEvent::Running));
+    assert_eq!(tap::exchange(&wire), (mac, 1400));
+    assert_eq!(vmm.event(), Some(VmmEvent::Ended { how: GuestEnd::Shutdown }));
+    assert!(vmm.wait().success());
+}
+
+#[test]
 fn what_is_wrong_is_said_once_and_whole() {
     let mut vmm = Vmm::start(b"#!/bin/sh", 1);
     let not_elf = "kernel: it is not an ELF file".to_owned();
@@ -169,10 +194,11 @@ fn what_is_wrong_is_said_once_and_whole() {
     assert_eq!(vmm.wait().code(), Some(1));
 
     type Change = fn(&mut MachineConfig);
-    let refusals: [(Change, &str); 4] = [
+    let refusals: [(Change, &str); 5] = [
         (|config| config.cpus = 33, "33 vCPUs: it must be between 1 and 32"),
         (|config| config.memory_mib = 0, "guest memory of 0 MiB"),
         (|config| config.boot.kernel = config.kvm, "is named twice"),
+        (|config| config.nets.push(no_tap()), "network device 0: the descriptor is no tap"),
         (|config| config.boot.kernel = InheritedFd(1000), "descriptor 1000 of the configuration"),
     ];
     for (change, reason) in refusals {
@@ -184,6 +210,14 @@ fn what_is_wrong_is_said_once_and_whole() {
         );
         assert_eq!(vmm.wait().code(), Some(1));
     }
+}
+
+/// A network device whose tap is none.
+fn no_tap() -> NetConfig {
+    let (receive, transmit) = (RateConfig::default(), RateConfig::default());
+    // Stays open until the process has started, and is closed with this one.
+    let file = Box::leak(Box::new(file_of(&[])));
+    NetConfig { tap: inherited(file), mac: [2, 0, 0, 0, 0, 9], mtu: None, receive, transmit }
 }
 
 #[test]

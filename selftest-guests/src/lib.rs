@@ -54,6 +54,9 @@ guests! {
     /// the host sends back), `vsock_listen=PORT` (the guest sends back what the host sends). It
     /// wants the host's credit to run out and says when it has: the host must not read before.
     VSOCK = "vsock";
+    /// The network device: sends a frame to everyone with its address and its MTU, and then
+    /// `net_frames=N` times what it gets, to whom it came from. Frames are of Ethernet type 0x88b5.
+    NET = "net";
     /// The entropy device and the virtio console, those that are there: says `hello from the
     /// guest`, and with the word `echo` sends back one line.
     RNG_AND_CONSOLE = "rng_and_console";

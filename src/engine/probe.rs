@@ -169,6 +169,7 @@ fn prepare(
             output: Some(launch.give(console)),
         },
         disks: Vec::new(),
+        nets: Vec::new(),
         shares: Vec::new(),
         vsock: None,
         jail,

@@ -235,6 +235,7 @@ fn start_vmm(
             output: Some(launch.give(their_console)),
         },
         disks: Vec::new(),
+        nets: Vec::new(),
         shares: vec![ShareConfig { tag: SHARE_TAG.to_owned(), socket: launch.give(share) }],
         vsock: Some(vsock_config(&mut launch, vsock.broker)),
         jail: vsock.jail,
@@ -316,6 +317,7 @@ fn start_devices(
         id: parts.container.id.clone(),
         vsock: Some((vsock_config(&mut launch, vsock.broker), launch.give(listener))),
         disks: Vec::new(),
+        nets: Vec::new(),
         jail: vsock.jail,
         control: launch.give(control),
     };

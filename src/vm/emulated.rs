@@ -135,6 +135,7 @@ fn serve_disks(
         id,
         vsock: None,
         disks: served,
+        nets: Vec::new(),
         jail: host.jail,
         control: launch.give(their_control),
     };

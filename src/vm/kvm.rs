@@ -115,6 +115,7 @@ fn configure(
             .map(|disk| DiskConfig { file: give(disk.file.into()), read_only: disk.read_only })
             .collect(),
         shares: Vec::new(),
+        nets: Vec::new(),
         vsock: None,
         jail: host.jail,
     })

@@ -4,6 +4,7 @@
 //! and passes one of these as JSON (the fd number is on the command line). A vmm opens nothing by
 //! path. Memory sizes are MiB.
 
+use std::num::NonZeroU64;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use serde::{Deserialize, Serialize};
@@ -56,6 +57,8 @@ pub struct MachineConfig {
     pub disks: Vec<DiskConfig>,
     /// Shared file trees.
     pub shares: Vec<ShareConfig>,
+    /// Network devices, in the order the guest finds them.
+    pub nets: Vec<NetConfig>,
     /// The vsock device.
     pub vsock: Option<VsockConfig>,
     /// Who the process becomes.
@@ -70,9 +73,10 @@ impl MachineConfig {
         let optional = [self.boot.initrd, self.console.input, self.console.output];
         let disks = self.disks.iter().map(|disk| disk.file);
         let shares = self.shares.iter().map(|share| share.socket);
+        let nets = self.nets.iter().map(|net| net.tap);
         let vsock = self.vsock.iter().map(|vsock| vsock.broker);
         let all = one.into_iter().chain(optional.into_iter().flatten());
-        all.chain(disks).chain(shares).chain(vsock).map(|fd| fd.0).collect()
+        all.chain(disks).chain(shares).chain(nets).chain(vsock).map(|fd| fd.0).collect()
     }
 }
 
@@ -144,6 +148,34 @@ pub struct ShareConfig {
     pub socket: InheritedFd,
 }
 
+/// A network device.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// `/dev/net/tun`, attached to a tap interface of one queue (`IFF_TAP`, `IFF_NO_PI` and
+    /// `IFF_VNET_HDR`). The device makes it non-blocking, and sets its header's size and which
+    /// offloads it uses.
+    pub tap: InheritedFd,
+    /// The guest interface's address: unicast.
+    pub mac: [u8; 6],
+    /// The MTU that the guest's interface gets, 68 to 65535; without one it takes 1500.
+    pub mtu: Option<u16>,
+    /// What the guest may receive.
+    pub receive: RateConfig,
+    /// What the guest may send.
+    pub transmit: RateConfig,
+}
+
+/// Limits of one direction of a network device. The default is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RateConfig {
+    /// Bytes of frames a second.
+    pub bytes_per_second: Option<NonZeroU64>,
+    /// Packets a second. A frame that is to be cut into segments counts as that many.
+    pub packets_per_second: Option<NonZeroU64>,
+}
+
 /// The vsock device.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -178,6 +210,8 @@ pub struct DevicesConfig {
     pub vsock: Option<(VsockConfig, InheritedFd)>,
     /// Block devices, likewise.
     pub disks: Vec<(DiskConfig, InheritedFd)>,
+    /// Network devices, likewise.
+    pub nets: Vec<(NetConfig, InheritedFd)>,
     /// Who the process becomes.
     pub jail: JailConfig,
     /// As in [`VmmConfig::control`].
@@ -234,7 +268,8 @@ impl DevicesConfig {
     pub fn descriptors(&self) -> Vec<RawFd> {
         let disks = self.disks.iter().flat_map(|(disk, socket)| [disk.file, *socket]);
         let vsock = self.vsock.iter().flat_map(|(vsock, socket)| [vsock.broker, *socket]);
-        disks.chain(vsock).chain([self.control]).map(|fd| fd.0).collect()
+        let nets = self.nets.iter().flat_map(|(net, socket)| [net.tap, *socket]);
+        disks.chain(nets).chain(vsock).chain([self.control]).map(|fd| fd.0).collect()
     }
 }
 

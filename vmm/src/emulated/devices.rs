@@ -16,11 +16,12 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::SendFlags;
 
-use crate::config::{DevicesConfig, DiskConfig, VmmEvent, VsockConfig};
+use crate::config::{DevicesConfig, DiskConfig, NetConfig, VmmEvent, VsockConfig};
 use crate::jail::{Jail, JailError};
 use crate::transport::vhost_user::{self, ServeError};
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::{Block, OpenError};
+use crate::virtio::net::{self, Net, Settings};
 use crate::virtio::vsock::{NewError, Vsock};
 
 /// Why devices can be served no more.
@@ -37,6 +38,15 @@ pub enum DevicesError {
         /// What is wrong with it.
         #[source]
         source: OpenError,
+    },
+    /// A network device of the configuration.
+    #[error("network device {index}")]
+    Net {
+        /// Its place in the configuration, from 0.
+        index: usize,
+        /// What is wrong with it.
+        #[source]
+        source: net::NewError,
     },
     /// The vsock device of the configuration.
     #[error("vsock device")]
@@ -96,7 +106,8 @@ pub unsafe fn serve(config: DevicesConfig) -> Result<(), DevicesError> {
 fn descriptors(config: &DevicesConfig) -> Vec<RawFd> {
     let vsock = config.vsock.iter().flat_map(|(vsock, listener)| [vsock.broker.0, listener.0]);
     let disks = config.disks.iter().flat_map(|(disk, listener)| [disk.file.0, listener.0]);
-    vsock.chain(disks).chain([libc::STDERR_FILENO]).collect()
+    let nets = config.nets.iter().flat_map(|(net, listener)| [net.tap.0, listener.0]);
+    vsock.chain(disks).chain(nets).chain([libc::STDERR_FILENO]).collect()
 }
 
 /// Takes the descriptors over and makes the devices.
@@ -125,6 +136,18 @@ unsafe fn make(config: DevicesConfig) -> Result<Vec<Served>, DevicesError> {
             .map_err(|source| DevicesError::Disk { index, source })?;
         devices.push(Served {
             name,
+            device: Box::new(device),
+            listener: UnixListener::from(listener),
+        });
+    }
+    for (index, (net, listener)) in config.nets.into_iter().enumerate() {
+        let NetConfig { tap, mac, mtu, receive, transmit } = net;
+        // SAFETY: the caller's promise.
+        let (tap, listener) = unsafe { (tap.take(), listener.take()) };
+        let device = Net::new(tap, Settings { mac, mtu, receive, transmit })
+            .map_err(|source| DevicesError::Net { index, source })?;
+        devices.push(Served {
+            name: format!("net{index}"),
             device: Box::new(device),
             listener: UnixListener::from(listener),
         });

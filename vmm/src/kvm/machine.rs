@@ -88,6 +88,8 @@ impl<'a> Until<'a> {
 pub enum DeviceGroup {
     /// Devices that wait for storage.
     Storage,
+    /// Devices whose work is the host's network stack.
+    Network,
     /// Devices that never wait.
     Streams,
 }
@@ -96,6 +98,7 @@ impl DeviceGroup {
     fn name(self) -> &'static str {
         match self {
             Self::Storage => "storage",
+            Self::Network => "network",
             Self::Streams => "streams",
         }
     }

@@ -10,13 +10,14 @@ use rustix::net::SendFlags;
 use super::{DeviceGroup, Kernel, KvmError, Machine, Until};
 use crate::config::{
     BootConfig, ConsoleConfig, ConsoleKind, DiskConfig, GuestEnd, InheritedFd, MachineConfig,
-    ShareConfig, VmmConfig, VmmEvent, VsockConfig,
+    NetConfig, ShareConfig, VmmConfig, VmmEvent, VsockConfig,
 };
 use crate::jail::Jail;
 use crate::sync::lock;
 use crate::transport::vhost_user_frontend::{Description, VhostUserBackend};
 use crate::virtio::block::Block;
 use crate::virtio::console::Console;
+use crate::virtio::net::{Net, Settings};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
 
@@ -100,6 +101,9 @@ fn make(config: MachineConfig, lost: &Lost) -> Result<Machine, KvmError> {
     for share in config.shares {
         add_share(&mut machine, share, lost)?;
     }
+    for (index, net) in config.nets.into_iter().enumerate() {
+        add_net(&mut machine, index, net)?;
+    }
     if let Some(vsock) = config.vsock {
         add_vsock(&mut machine, vsock)?;
     }
@@ -139,6 +143,18 @@ fn add_share(machine: &mut Machine, share: ShareConfig, lost: &Lost) -> Result<(
     let backend = VhostUserBackend::new(UnixStream::from(take(socket)), description, on_lost)
         .map_err(failed)?;
     machine.add_backend(Box::new(backend))
+}
+
+fn add_net(machine: &mut Machine, index: usize, net: NetConfig) -> Result<(), KvmError> {
+    let NetConfig { tap, mac, mtu, receive, transmit } = net;
+    let device =
+        Net::new(take(tap), Settings { mac, mtu, receive, transmit }).map_err(|error| {
+            KvmError::Device {
+                name: format!("network device {index}"),
+                reason: with_sources(&error),
+            }
+        })?;
+    machine.add_device(Box::new(device), DeviceGroup::Network)
 }
 
 fn add_vsock(machine: &mut Machine, vsock: VsockConfig) -> Result<(), KvmError> {

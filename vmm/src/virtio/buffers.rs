@@ -16,7 +16,7 @@ use vm_memory::{Address, GuestMemory as _, VolatileSlice};
 use crate::GuestMemory;
 
 /// Most pieces of memory that one system call takes (`UIO_MAXIOV`).
-const MAX_PIECES: usize = 1024;
+pub const MAX_PIECES: usize = 1024;
 
 /// A descriptor chain whose every byte lies in guest memory.
 #[derive(Debug)]
@@ -68,7 +68,7 @@ impl<'m> Buffers<'m> {
 }
 
 /// Bytes of guest memory, in pieces.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Bytes<'m> {
     pieces: Vec<VolatileSlice<'m>>,
     length: usize,
@@ -83,6 +83,19 @@ impl<'m> Bytes<'m> {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.length == 0
+    }
+
+    /// In how many pieces they lie.
+    pub fn piece_count(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// The pieces as system calls take them. They may be used while the bytes are borrowed.
+    pub fn pieces(&self) -> impl Iterator<Item = libc::iovec> {
+        self.pieces.iter().map(|piece| libc::iovec {
+            iov_base: piece.ptr_guard_mut().as_ptr().cast(),
+            iov_len: piece.len(),
+        })
     }
 
     fn append(
@@ -241,13 +254,12 @@ impl<'m> Bytes<'m> {
         call: impl FnOnce(&mut [libc::iovec]) -> isize,
     ) -> io::Result<usize> {
         let mut pieces: Vec<libc::iovec> = self
-            .pieces
-            .iter()
+            .pieces()
             .take(MAX_PIECES)
             .map(|piece| {
-                let length = piece.len().min(limit);
-                limit -= length;
-                libc::iovec { iov_base: piece.ptr_guard_mut().as_ptr().cast(), iov_len: length }
+                let iov_len = piece.iov_len.min(limit);
+                limit -= iov_len;
+                libc::iovec { iov_len, ..piece }
             })
             .collect();
         let done = call(&mut pieces);

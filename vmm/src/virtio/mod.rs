@@ -12,6 +12,7 @@ pub mod buffers;
 pub(crate) mod chains;
 pub mod console;
 pub mod fs;
+pub mod net;
 #[cfg(test)]
 pub(crate) mod ring;
 pub mod rng;

@@ -4,7 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod devices;
+mod net;
 mod processors;
+#[path = "../tap/mod.rs"]
+mod tap;
 mod vsock;
 
 use std::fs::File;

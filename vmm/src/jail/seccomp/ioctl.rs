@@ -1,7 +1,7 @@
 //! Numbers of the `ioctl` requests that the lists allow.
 //!
 //! Sources: `include/uapi/asm-generic/ioctl.h` (how a number is made up),
-//! `include/uapi/linux/kvm.h`, `include/uapi/linux/fs.h`.
+//! `include/uapi/linux/kvm.h`, `include/uapi/linux/fs.h`, `include/uapi/linux/if_tun.h`.
 
 use kvm_bindings as kvm;
 
@@ -89,6 +89,12 @@ pub const BLKSSZGET: u32 = none(0x12, 104);
 pub const BLKDISCARD: u32 = none(0x12, 119);
 /// `BLKZEROOUT`: writes zeroes to a range.
 pub const BLKZEROOUT: u32 = none(0x12, 127);
+/// `TUNGETIFF`: what a descriptor of `/dev/net/tun` is attached to.
+pub const TUNGETIFF: u32 = libc::TUNGETIFF as u32;
+/// `TUNSETOFFLOAD`: which offloads a tap uses.
+pub const TUNSETOFFLOAD: u32 = libc::TUNSETOFFLOAD as u32;
+/// `TUNSETVNETHDRSZ`: the size of its packet headers.
+pub const TUNSETVNETHDRSZ: u32 = libc::TUNSETVNETHDRSZ as u32;
 /// `TCGETS`: whether a descriptor is a terminal.
 pub const TCGETS: u32 = libc::TCGETS as u32;
 
@@ -103,5 +109,7 @@ mod tests {
             assert!(KVM.contains(&known), "{known:#x}");
         }
         assert_eq!(BLKGETSIZE64, 0x8008_1272);
+        let tap = [TUNGETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ];
+        assert_eq!(tap, [0x8004_54d2, 0x4004_54d0, 0x4004_54d8]);
     }
 }

@@ -135,8 +135,16 @@ const KVM_REQUESTS: [[When; 1]; ioctl::KVM.len()] = requests(ioctl::KVM);
 /// Asking KVM for what [`ioctl::KVM`] lists, and the shared memory of a machine.
 pub const KVM: &[Rule] = &ioctls(&KVM_REQUESTS);
 
+/// Setting up a tap that was handed over. Neither another interface nor a filter, an owner or an
+/// address can be asked for.
+const TAP: &[Rule] = &[
+    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::TUNGETIFF)]),
+    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::TUNSETVNETHDRSZ)]),
+    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::TUNSETOFFLOAD)]),
+];
+
 /// `kiln vmm`.
-pub const VMM: &[&[Rule]] = &[CORE, DESCRIPTOR_IO, SOCKETS, KVM, GUEST_MEMORY, VCPU_THREADS];
+pub const VMM: &[&[Rule]] = &[CORE, DESCRIPTOR_IO, SOCKETS, TAP, KVM, GUEST_MEMORY, VCPU_THREADS];
 
 /// The file that is the guest's memory. It can't be executed: neither `mmap` nor `execveat` would.
 const GUEST_MEMORY: &[Rule] = &[
@@ -153,4 +161,4 @@ const KICK: u32 = 34;
 const VCPU_THREADS: &[Rule] = &[allow_when(libc::SYS_rt_sigaction, &[When::Is(0, KICK)])];
 
 /// `kiln devices`.
-pub const DEVICES: &[&[Rule]] = &[CORE, DESCRIPTOR_IO, SOCKETS, ACCEPT];
+pub const DEVICES: &[&[Rule]] = &[CORE, DESCRIPTOR_IO, SOCKETS, TAP, ACCEPT];

@@ -1,0 +1,117 @@
+//! What wakes the device from the host's side.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, EventFlags};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+
+/// What one direction waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// The driver's doorbell.
+    Driver,
+    /// The tap: a frame, or that it takes one.
+    Tap,
+    /// A time, which may have come.
+    Until(Instant),
+}
+
+/// An epoll instance with the tap, while it is of interest, and a timer.
+///
+/// A tap that isn't of interest isn't watched at all, because the end of its interface is reported
+/// to whoever watches, interested or not.
+#[derive(Debug)]
+pub(super) struct Wake {
+    epoll: OwnedFd,
+    timer: OwnedFd,
+    watched: EventFlags,
+    rings_at: Option<Instant>,
+}
+
+impl Wake {
+    pub(super) fn new() -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        epoll::add(&epoll, &timer, epoll::EventData::new_u64(0), EventFlags::IN)?;
+        Ok(Self { epoll, timer, watched: EventFlags::empty(), rings_at: None })
+    }
+
+    pub(super) fn events(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    /// Arranges to be woken for what the two directions wait for.
+    pub(super) fn arrange(
+        &mut self,
+        tap: BorrowedFd<'_>,
+        receive: Wait,
+        transmit: Wait,
+    ) -> io::Result<()> {
+        let mut flags = EventFlags::empty();
+        flags.set(EventFlags::IN, receive == Wait::Tap);
+        flags.set(EventFlags::OUT, transmit == Wait::Tap);
+        self.watch(tap, flags)?;
+        let times = [receive, transmit].into_iter().filter_map(|wait| match wait {
+            Wait::Until(time) => Some(time),
+            _ => None,
+        });
+        match times.min() {
+            Some(time) if self.rings_at.is_none_or(|rings_at| time < rings_at) => self.ring(time),
+            _ => Ok(()),
+        }
+    }
+
+    /// Nothing is waited for any more.
+    pub(super) fn rest(&mut self, tap: BorrowedFd<'_>) -> io::Result<()> {
+        self.watch(tap, EventFlags::empty())?;
+        if self.rings_at.take().is_some() {
+            self.set_timer(Timespec::default())?;
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the timer does not wake again for a time that has come.
+    pub(super) fn calm(&mut self) {
+        if self.rings_at.is_some() && rustix::io::read(&self.timer, &mut [0; 8]).is_ok() {
+            self.rings_at = None;
+        }
+    }
+
+    fn watch(&mut self, tap: BorrowedFd<'_>, flags: EventFlags) -> io::Result<()> {
+        if flags == self.watched {
+            return Ok(());
+        }
+        let data = epoll::EventData::new_u64(0);
+        if flags.is_empty() {
+            epoll::delete(&self.epoll, tap)?;
+        } else if self.watched.is_empty() {
+            epoll::add(&self.epoll, tap, data, flags)?;
+        } else {
+            epoll::modify(&self.epoll, tap, data, flags)?;
+        }
+        self.watched = flags;
+        Ok(())
+    }
+
+    fn ring(&mut self, time: Instant) -> io::Result<()> {
+        let now = Instant::now();
+        // A timer of nothing would be none.
+        let wait = time.saturating_duration_since(now).max(Duration::from_nanos(1));
+        let seconds = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
+        self.set_timer(Timespec { tv_sec: seconds, tv_nsec: wait.subsec_nanos().into() })?;
+        self.rings_at = Some(time);
+        Ok(())
+    }
+
+    fn set_timer(&self, it_value: Timespec) -> io::Result<()> {
+        let time = Itimerspec { it_interval: Timespec::default(), it_value };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time)?;
+        Ok(())
+    }
+}
