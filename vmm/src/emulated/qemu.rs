@@ -17,6 +17,11 @@ use crate::config::{GuestEnd, InheritedFd, POWER_OFF_PORT};
 /// The line that QEMU's software CPU logs (`-d cpu_reset`) when a guest triple-faults.
 const TRIPLE_FAULT: &str = "Triple fault";
 
+/// QEMU's network device has a control queue of its own making unless it is told not to, and then
+/// must not offer what is asked for over it. kiln's has none.
+const NO_CONTROL_QUEUE: &str = "ctrl_vq=off,ctrl_rx=off,ctrl_rx_extra=off,ctrl_vlan=off,\
+                                ctrl_mac_addr=off,ctrl_guest_offloads=off,guest_announce=off";
+
 /// A machine for QEMU to run. The descriptors are inherited by it.
 #[derive(Debug)]
 pub struct Machine {
@@ -57,18 +62,55 @@ pub enum Device {
         /// The connection.
         socket: InheritedFd,
     },
+    /// virtio-net.
+    Net {
+        /// The name of the Unix stream socket, *listening*, to which QEMU connects: an `O_PATH`
+        /// descriptor of it. QEMU's network back-end takes no connection that it has not made.
+        address: InheritedFd,
+        /// The address of the guest's interface.
+        mac: [u8; 6],
+        /// Its MTU.
+        mtu: Option<u16>,
+    },
 }
 
 impl Device {
-    fn socket(&self) -> InheritedFd {
+    /// QEMU's arguments for the device, on a character device of that name.
+    pub fn arguments(&self, name: &str) -> Vec<String> {
+        let mut arguments = vec!["-chardev".to_owned(), self.connection(name)];
+        if let Some(back_end) = self.back_end(name) {
+            arguments.extend(["-netdev".to_owned(), back_end]);
+        }
+        arguments.extend(["-device".to_owned(), self.definition(name)]);
+        arguments
+    }
+
+    /// The value of `-chardev`, for the character device of that name.
+    fn connection(&self, name: &str) -> String {
         match self {
-            Self::Fs { socket, .. } | Self::Vsock { socket } | Self::Block { socket } => *socket,
+            Self::Fs { socket, .. } | Self::Vsock { socket } | Self::Block { socket } => {
+                format!("socket,id={name},fd={}", socket.0)
+            }
+            Self::Net { address, .. } => format!("socket,id={name},path={}", path_of(*address)),
+        }
+    }
+
+    /// The value of `-netdev`, if it needs one, on the character device of that name.
+    fn back_end(&self, chardev: &str) -> Option<String> {
+        match self {
+            Self::Net { .. } => Some(format!("vhost-user,id=net-{chardev},chardev={chardev}")),
+            _ => None,
         }
     }
 
     /// The value of `-device`, on the character device of that name.
     fn definition(&self, chardev: &str) -> String {
         match self {
+            Self::Net { mac, mtu, .. } => {
+                let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+                let mtu = mtu.map(|mtu| format!(",host_mtu={mtu}")).unwrap_or_default();
+                format!("virtio-net-device,netdev=net-{chardev},mac={mac}{mtu},{NO_CONTROL_QUEUE}")
+            }
             Self::Fs { tag, .. } => {
                 let (tag, queues) = (escaped(tag), crate::virtio::fs::QUEUES - 1);
                 format!(
@@ -118,15 +160,12 @@ impl Machine {
         add("-chardev", "stdio,id=console,signal=off");
         add("-serial", "chardev:console");
         add("-device", &format!("isa-debug-exit,iobase={POWER_OFF_PORT:#x},iosize=4"));
-        for (index, device) in self.devices.iter().enumerate() {
-            let name = format!("device{index}");
-            add("-chardev", &format!("socket,id={name},fd={}", device.socket().0));
-            add("-device", &device.definition(&name));
-        }
         if self.foreign_kernel {
             add("-device", "i8042");
             add("-d", "cpu_reset");
         }
+        let devices = self.devices.iter().enumerate();
+        arguments.extend(devices.flat_map(|(at, device)| device.arguments(&format!("device{at}"))));
         arguments
     }
 }
@@ -178,6 +217,11 @@ mod tests {
             devices: vec![
                 Device::Fs { tag: "a,b".to_owned(), socket: InheritedFd(9) },
                 Device::Vsock { socket: InheritedFd(10) },
+                Device::Net {
+                    address: InheritedFd(11),
+                    mac: [2, 0, 0, 0, 0, 0xab],
+                    mtu: Some(9000),
+                },
             ],
             foreign_kernel: false,
         };
@@ -193,6 +237,11 @@ mod tests {
             "vhost-user-fs-device,chardev=device0,tag=a,,b,num-request-queues=2"
         ));
         assert!(has("-device", "vhost-user-vsock-device,chardev=device1"));
+        assert!(has("-chardev", "socket,id=device2,path=/proc/self/fd/11"));
+        assert!(has("-netdev", "vhost-user,id=net-device2,chardev=device2"));
+        assert!(arguments.iter().any(|argument| argument.starts_with(
+            "virtio-net-device,netdev=net-device2,mac=02:00:00:00:00:ab,host_mtu=9000,"
+        )));
         assert!(has("-device", "isa-debug-exit,iobase=0x501,iosize=4"));
     }
 

@@ -1,9 +1,10 @@
-//! A guest in QEMU whose vsock and disks are served by kiln over vhost-user.
+//! A guest in QEMU whose vsock, disks and network are served by kiln over vhost-user.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,9 +12,12 @@ use std::sync::OnceLock;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use kiln_vmm::config::InheritedFd;
+use kiln_vmm::emulated::qemu::Device;
 use kiln_vmm::transport::vhost_user::{self, ServeError};
 use kiln_vmm::virtio::VirtioDevice;
 use kiln_vmm::virtio::block::Block;
+use kiln_vmm::virtio::net::{Net, Settings};
 use kiln_vmm::virtio::vsock::Vsock;
 use kiln_vmm::virtio::vsock::broker::Broker;
 
@@ -33,6 +37,19 @@ pub struct Guest {
 impl Guest {
     /// Boots a guest with these disks, `(image, read-only)`, and waits until its server listens.
     pub fn boot(disks: &[(&Path, bool)], host_ports: &[u32]) -> Self {
+        Self::start(disks, host_ports, None)
+    }
+
+    /// Boots a guest on a network and waits until its server listens.
+    pub fn boot_on(tap: OwnedFd, settings: Settings) -> Self {
+        Self::start(&[], &[], Some((tap, settings)))
+    }
+
+    fn start(
+        disks: &[(&Path, bool)],
+        host_ports: &[u32],
+        net: Option<(OwnedFd, Settings)>,
+    ) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = |name: &str| directory.path().join(name);
         let (until, devices_until) = UnixStream::pair().expect("socket pair");
@@ -53,6 +70,12 @@ impl Guest {
             let disk = Block::new(file, *read_only, "test").expect("disk");
             serve(Box::new(disk), &format!("disk{index}"));
         }
+        let net = net.map(|(tap, settings)| {
+            serve(Box::new(Net::new(tap, settings).expect("network device")), "net");
+            let Settings { mac, mtu, .. } = settings;
+            let (address, open) = inherited_address(&path("net"));
+            (Device::Net { address, mac, mtu }, open)
+        });
 
         let initrd = path("initrd");
         fs::write(&initrd, initramfs()).expect("initrd");
@@ -61,6 +84,7 @@ impl Guest {
         qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-m", "256", "-smp", "2"])
             .args(["-M", "microvm,rtc=off,acpi=off,memory-backend=mem"])
             .args(["-object", "memory-backend-memfd,id=mem,size=256M,share=on"])
+            .args(["-global", "virtio-mmio.force-legacy=false"])
             .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"])
             .args(["-serial", "stdio", "-append", "console=ttyS0 panic=-1 reboot=t quiet"])
             .arg("-kernel")
@@ -75,6 +99,9 @@ impl Guest {
         device("vsock", "vhost-user-vsock-device");
         for index in 0..disks.len() {
             device(&format!("disk{index}"), "vhost-user-blk");
+        }
+        if let Some((net, _)) = &net {
+            qemu.args(net.arguments("net"));
         }
         let output = File::create(&console).expect("console");
         let errors = output.try_clone().expect("console");
@@ -154,6 +181,16 @@ impl Drop for Guest {
             eprintln!("--- console\n{}", self.console());
         }
     }
+}
+
+/// The name of a socket as a descriptor that QEMU inherits.
+fn inherited_address(socket: &Path) -> (InheritedFd, File) {
+    let mut options = File::options();
+    let address = options.read(true).custom_flags(libc::O_PATH).open(socket).expect("address");
+    // SAFETY: the descriptor is open.
+    let kept = unsafe { libc::fcntl(address.as_raw_fd(), libc::F_SETFD, 0) };
+    assert_eq!(kept, 0);
+    (InheritedFd(address.as_raw_fd()), address)
 }
 
 /// The byte at each place of the pattern that is sent and checked.

@@ -3,8 +3,13 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <arpa/inet.h>
+#include <dirent.h>
 #include <linux/fs.h>
 #include <linux/vm_sockets.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/ip_icmp.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -153,6 +158,187 @@ static int disk(int fd)
 	return disk;
 }
 
+/* The guest's end of the network: 10.9.0.2/24 and fd09::2/64 on eth0; the host's ends with 1. */
+static const char *const guest_address[] = { "10.9.0.2", "fd09::2" };
+static const char *const host_address[] = { "10.9.0.1", "fd09::1" };
+
+struct in6_ifreq { struct in6_addr address; uint32_t prefix; int index; };
+
+static void must(int result, const char *what)
+{
+	if (result < 0)
+		die(what);
+}
+
+static void bring_up(const char *name)
+{
+	struct ifreq request = { 0 };
+	int s = socket(AF_INET, SOCK_DGRAM, 0);
+	strcpy(request.ifr_name, name);
+	must(ioctl(s, SIOCGIFFLAGS, &request), "SIOCGIFFLAGS");
+	request.ifr_flags |= IFF_UP;
+	must(ioctl(s, SIOCSIFFLAGS, &request), "SIOCSIFFLAGS");
+	close(s);
+}
+
+static void configure(void)
+{
+	struct ifreq request = { .ifr_name = "eth0" };
+	struct sockaddr_in *address = (struct sockaddr_in *)&request.ifr_addr;
+	int s = socket(AF_INET, SOCK_DGRAM, 0);
+	bring_up("lo");
+	bring_up("eth0");
+	address->sin_family = AF_INET;
+	inet_pton(AF_INET, guest_address[0], &address->sin_addr);
+	must(ioctl(s, SIOCSIFADDR, &request), "SIOCSIFADDR");
+	inet_pton(AF_INET, "255.255.255.0", &address->sin_addr);
+	must(ioctl(s, SIOCSIFNETMASK, &request), "SIOCSIFNETMASK");
+	struct in6_ifreq request6 = { .prefix = 64 };
+	must(ioctl(s, SIOCGIFINDEX, &request), "SIOCGIFINDEX");
+	request6.index = request.ifr_ifindex;
+	inet_pton(AF_INET6, guest_address[1], &request6.address);
+	int s6 = socket(AF_INET6, SOCK_DGRAM, 0);
+	must(ioctl(s6, SIOCSIFADDR, &request6), "SIOCSIFADDR of IPv6");
+	/* It can't be used before nobody has been found who has it. */
+	struct sockaddr_in6 own = { .sin6_family = AF_INET6, .sin6_addr = request6.address };
+	while (bind(s6, (struct sockaddr *)&own, sizeof own) != 0)
+		usleep(50000);
+	close(s6);
+	close(s);
+}
+
+/* Copies a file of eth0 in /sys. */
+static void tell(int fd, const char *name)
+{
+	char path[64], line[128];
+	snprintf(path, sizeof path, "/sys/class/net/eth0/%s", name);
+	int file = open(path, O_RDONLY);
+	must(file, path);
+	ssize_t length = read(file, line, sizeof line);
+	must(length, path);
+	put(fd, line, length);
+	close(file);
+}
+
+static void put_into(const char *path, const char *text)
+{
+	int file = open(path, O_WRONLY);
+	must(file, path);
+	put(file, text, strlen(text));
+	close(file);
+}
+
+/* Takes the driver away from the card and gives it back, which resets the card. */
+static void rebind(void)
+{
+	char link[256] = { 0 };
+	must(readlink("/sys/class/net/eth0/device", link, sizeof link - 1), "eth0");
+	const char *name = strrchr(link, '/') + 1;
+	put_into("/sys/bus/virtio/drivers/virtio_net/unbind", name);
+	put_into("/sys/bus/virtio/drivers/virtio_net/bind", name);
+}
+
+/* An address of the guest (0) or the host (1), of IPv4 (0) or IPv6 (1). */
+static socklen_t place(struct sockaddr_storage *where, int host, int v6, uint16_t port)
+{
+	const char *text = (host ? host_address : guest_address)[v6];
+	memset(where, 0, sizeof *where);
+	if (v6) {
+		struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)where;
+		in6->sin6_family = AF_INET6;
+		in6->sin6_port = htons(port);
+		inet_pton(AF_INET6, text, &in6->sin6_addr);
+		return sizeof *in6;
+	}
+	struct sockaddr_in *in = (struct sockaddr_in *)where;
+	in->sin_family = AF_INET;
+	in->sin_port = htons(port);
+	inet_pton(AF_INET, text, &in->sin_addr);
+	return sizeof *in;
+}
+
+/* Sends echo requests to the host; returns how many were answered. */
+static uint32_t ping(uint32_t count, uint32_t size)
+{
+	struct sockaddr_storage to;
+	struct timeval patience = { .tv_sec = 20 };
+	int s = socket(AF_INET, SOCK_RAW, IPPROTO_ICMP);
+	must(s, "raw socket");
+	setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+	must(connect(s, (struct sockaddr *)&to, place(&to, 1, 0, 0)), "connect");
+	struct icmphdr *icmp = (struct icmphdr *)buffer;
+	uint32_t answered = 0;
+	for (uint32_t n = 0; n < count; n++) {
+		memset(buffer, n, size);
+		memset(icmp, 0, sizeof *icmp);
+		icmp->type = ICMP_ECHO;
+		icmp->un.echo.sequence = n;
+		uint32_t sum = 0;
+		for (uint32_t at = 0; at < size; at += 2)
+			sum += *(uint16_t *)(buffer + at);
+		sum = (sum & 0xffff) + (sum >> 16);
+		icmp->checksum = ~((sum & 0xffff) + (sum >> 16));
+		must(send(s, buffer, size, 0), "ping");
+		for (;;) {
+			ssize_t got = recv(s, buffer, sizeof buffer, 0);
+			struct icmphdr *reply = (struct icmphdr *)(buffer + 20);
+			if (got < 0)
+				return answered;
+			if (got == size + 20 && reply->type == ICMP_ECHOREPLY &&
+			    reply->un.echo.sequence == n)
+				break;
+		}
+		answered++;
+	}
+	return answered;
+}
+
+static void serve(int fd);
+
+/* Takes commands from the host over TCP, having called it. */
+static void serve_host(int v6, uint16_t port)
+{
+	struct sockaddr_storage to;
+	int s = socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM, 0);
+	must(connect(s, (struct sockaddr *)&to, place(&to, 1, v6, port)), "connect");
+	serve(s);
+	close(s);
+}
+
+/* Takes commands over TCP from whoever calls; tells `fd` when it can be called. */
+static void serve_callers(int fd, int v6, uint16_t port)
+{
+	struct sockaddr_storage here;
+	int s = socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM, 0);
+	must(bind(s, (struct sockaddr *)&here, place(&here, 0, v6, port)), "bind");
+	must(listen(s, 8), "listen");
+	put32(fd, 0);
+	for (;;) {
+		int caller = accept(s, 0, 0);
+		must(caller, "accept");
+		serve(caller);
+		close(caller);
+	}
+}
+
+/* Sends datagrams back, never cut into fragments if `whole`. */
+static void echo_datagrams(int fd, int v6, uint16_t port, int whole)
+{
+	struct sockaddr_storage here, from;
+	int s = socket(v6 ? AF_INET6 : AF_INET, SOCK_DGRAM, 0);
+	int discover = IP_PMTUDISC_DO;
+	if (whole)
+		must(setsockopt(s, IPPROTO_IP, IP_MTU_DISCOVER, &discover, sizeof discover), "whole");
+	must(bind(s, (struct sockaddr *)&here, place(&here, 0, v6, port)), "bind");
+	put32(fd, 0);
+	for (;;) {
+		socklen_t length = sizeof from;
+		ssize_t got = recvfrom(s, buffer, 65536, 0, (struct sockaddr *)&from, &length);
+		must(got, "recvfrom");
+		must(sendto(s, buffer, got, 0, (struct sockaddr *)&from, length), "sendto");
+	}
+}
+
 static uint32_t outcome(long result) { return result < 0 ? errno : 0; }
 
 static void serve(int fd)
@@ -254,6 +440,43 @@ static void serve(int fd)
 		put32(fd, error);
 		break;
 	}
+	case 'n': /* sets the network up */
+		configure();
+		tell(fd, "mtu");
+		tell(fd, "address");
+		tell(fd, "carrier");
+		tell(fd, "device/features");
+		break;
+	case 'N': /* what has become of it */
+		tell(fd, "statistics/rx_errors");
+		tell(fd, "statistics/tx_errors");
+		tell(fd, "statistics/tx_dropped");
+		break;
+	case 'R':
+		rebind();
+		put32(fd, 0);
+		break;
+	case 'g': {
+		uint32_t count = get32(fd);
+		put32(fd, ping(count, get32(fd)));
+		break;
+	}
+	case 't': {
+		uint32_t v6 = get32(fd);
+		serve_host(v6, get32(fd));
+		break;
+	}
+	case 'T': {
+		uint32_t v6 = get32(fd);
+		serve_callers(fd, v6, get32(fd));
+		break;
+	}
+	case 'u':
+	case 'U': {
+		uint32_t v6 = get32(fd);
+		echo_datagrams(fd, v6, get32(fd), command == 'U');
+		break;
+	}
 	case 'p':
 		sync();
 		reboot(RB_AUTOBOOT);
@@ -269,8 +492,11 @@ int main(void)
 	signal(SIGCHLD, SIG_IGN);
 	mkdir("/dev", 0755);
 	mkdir("/mnt", 0755);
+	mkdir("/sys", 0755);
 	if (mount("dev", "/dev", "devtmpfs", 0, "") != 0)
 		perror("devtmpfs");
+	if (mount("sys", "/sys", "sysfs", 0, "") != 0)
+		perror("sysfs");
 	last_count = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	struct sockaddr_vm here = { .svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = 1025 };
 	int server = socket(AF_VSOCK, SOCK_STREAM, 0);

@@ -6,4 +6,7 @@
 
 mod block;
 mod guest;
+mod network;
+#[path = "../tap/mod.rs"]
+mod tap;
 mod vsock;

@@ -16,6 +16,7 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_queue::QueueT;
 
 use super::memory::MemoryTable;
@@ -56,8 +57,8 @@ impl VhostUserBackendReqHandlerMut for Session {
         }
         self.set_event_idx(features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0);
         self.device.ack_features(features & !PROTOCOL_FEATURES);
-        if features & PROTOCOL_FEATURES == 0 {
-            // There is no message to enable rings then: they are from the start.
+        // Without them there is no message to enable rings: they are from the start.
+        if features & PROTOCOL_FEATURES == 0 || self.is_enabled_early() {
             for index in 0..self.queue_count() {
                 self.vring(index)?.set_enabled(true);
                 self.update(index)?;
@@ -122,9 +123,13 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::REPLY_ACK)
+        let common = VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK;
+        // QEMU answers for a network device's configuration space itself, and warns of a back-end
+        // that offers to.
+        match self.device.device_type() {
+            VIRTIO_ID_NET => Ok(common),
+            _ => Ok(common | VhostUserProtocolFeatures::CONFIG),
+        }
     }
 
     fn set_protocol_features(&mut self, _features: u64) -> Result<()> {

@@ -9,7 +9,7 @@
 //!
 //! # What it promises
 //! * A queue is served from when the front-end has both started it (kick descriptor) and enabled it,
-//!   and is rung once by then. It is no longer touched once `GET_VRING_BASE` is answered.
+//!   and is rung once by then. Enabling may come before all else, as QEMU does it for network devices. It is no longer touched once `GET_VRING_BASE` is answered.
 //! * The device is [reset](crate::virtio::VirtioDevice::reset) when its last queue is stopped: QEMU
 //!   stops all of them when the driver resets the device.
 //! * Guest memory is what the front-end's memory table says at each moment; every ring address is

@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
 use rustix::event::{PollFd, PollFlags, epoll, poll};
-use vhost::vhost_user::{BackendReqHandler, Error as VhostError};
+use vhost::vhost_user::{BackendReqHandler, Error as VhostError, VhostUserVirtioFeatures};
 
 use super::session::Session;
 use crate::sync::lock;
@@ -73,7 +73,7 @@ pub fn serve(
                 HOST => lock(&session).on_host(),
                 FRONT_END => {
                     let Some(handler) = &mut front_end else { continue };
-                    if handle(handler)? {
+                    if handle(handler, &session)? {
                         continue;
                     }
                     unwatch(&epoll, handler.as_raw_fd());
@@ -95,9 +95,18 @@ pub fn serve(
 }
 
 /// Handles a message; false if the front-end is gone.
-fn handle(handler: &mut BackendReqHandler<Mutex<Session>>) -> Result<bool, ServeError> {
+fn handle(
+    handler: &mut BackendReqHandler<Mutex<Session>>,
+    session: &Mutex<Session>,
+) -> Result<bool, ServeError> {
     match handler.handle_request() {
         Ok(()) => Ok(true),
+        // The message layer does not pass a ring's enabling on before the driver's features are set,
+        // and that is all it says so of.
+        Err(VhostError::InactiveFeature(VhostUserVirtioFeatures::PROTOCOL_FEATURES)) => {
+            lock(session).enable_early();
+            Ok(true)
+        }
         // What the message layer says when the socket ends.
         Err(
             VhostError::Disconnected | VhostError::PartialMessage | VhostError::SocketBroken(_),

@@ -21,6 +21,8 @@ pub(super) struct Session {
     vrings: Vec<Vring>,
     /// The device has failed and waits for a reset.
     failed: bool,
+    /// The front-end has enabled rings before it has set features.
+    enabled_early: bool,
 }
 
 impl Session {
@@ -30,7 +32,8 @@ impl Session {
         let vrings =
             (0..).zip(sizes).map(|(index, size)| Vring::new(index, (*size).max(QEMU_QUEUE_SIZE)));
         let vrings = vrings.collect::<Result<_>>()?;
-        Ok(Self { device, epoll, table: MemoryTable::empty(), vrings, failed: false })
+        let table = MemoryTable::empty();
+        Ok(Self { device, epoll, table, vrings, failed: false, enabled_early: false })
     }
 
     /// A doorbell rings.
@@ -69,6 +72,17 @@ impl Session {
         }
         self.device.reset();
         self.failed = false;
+    }
+
+    /// QEMU enables a network device's rings before anything else, all of them, one after the other,
+    /// and not again when it has set features.
+    pub(super) fn enable_early(&mut self) {
+        self.enabled_early = true;
+    }
+
+    /// Whether rings are enabled as soon as features are set.
+    pub(super) fn is_enabled_early(&self) -> bool {
+        self.enabled_early
     }
 
     pub(super) fn queue_count(&self) -> u32 {
