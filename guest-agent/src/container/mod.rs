@@ -12,8 +12,8 @@
 //! The guest holds one sandbox, so a namespace that the configuration shares with the host is shared
 //! with the guest instead: that is private to the sandbox. Always new are the PID, mount and cgroup
 //! namespaces, where the agent would otherwise be visible. A `path` names a namespace of the host,
-//! which the guest cannot enter: for the network, what it connects to is the host side's concern and
-//! the container gets a network namespace of its own; for any other type it is refused.
+//! which the guest cannot enter: what is done with it is the host side's concern, and the container
+//! gets a namespace of its own. For user, mount and time namespaces it is refused.
 
 pub mod channel;
 mod init;
