@@ -4,17 +4,20 @@
 //! * [`cli`]: one file a verb; the hidden verbs are the processes of a sandbox.
 //! * [`settings`]: what the configuration file, annotations and flags decide.
 //! * [`engine`]: what executes the code of guests on this host.
+//! * [`place`], [`cgroup`]: where the processes of a sandbox stand on the host.
 //! * [`doctor`]: what this host can do, check by check.
 //! * [`artefacts`]: where the guest's kernel and agent are found.
 //! * [`log`]: log lines and errors in the forms that callers of runc read.
 
 mod artefacts;
 mod bundle;
+mod cgroup;
 mod cli;
 mod doctor;
 mod engine;
 mod initrd;
 mod log;
+mod place;
 mod process;
 mod sandbox;
 mod settings;

@@ -3,14 +3,15 @@
 //! Everything wrong with a bundle is found here, before anything is started, and reported with the
 //! file or field, the cause and the mend. Nothing is ignored: a field that kiln doesn't know
 //! ([`fields`]) or can't honour ([`refusals`]) is refused by name, but for the little that is
-//! [`tolerated`]. What remains is set up by the
-//! agent inside the guest; the host resolves the root file system and bind mounts ([`binds`]) and
-//! the size of the machine ([`sizing`]).
+//! [`tolerated`]. What remains is set up by the agent inside the guest; the host resolves the root
+//! file system and bind mounts ([`binds`]), the namespaces in which its own processes live
+//! ([`namespaces`]), and the size of the machine ([`sizing`]).
 
 mod binds;
 mod fields;
 mod id;
 mod mountpoints;
+mod namespaces;
 mod refusals;
 mod sizing;
 mod tolerated;
@@ -24,6 +25,7 @@ use serde_json::value::RawValue;
 
 pub use binds::Bind;
 pub use id::validate as validate_id;
+pub use namespaces::{Namespace, NamespaceKind};
 pub use sizing::{Host, Limits, Size};
 
 /// Longest config.json in bytes: what fits into a frame to the agent, with room for the rest of it.
@@ -44,6 +46,8 @@ pub struct Bundle {
     pub rootfs_read_only: bool,
     /// The bind mounts among `mounts`.
     pub binds: Vec<Bind>,
+    /// The namespaces of the host that the sandbox's monitor lives in.
+    pub namespaces: Vec<Namespace>,
 }
 
 /// Why a bundle is refused.
@@ -125,7 +129,8 @@ impl Bundle {
         refusals::check(&spec, &raw)?;
         let (rootfs, rootfs_read_only) = find_rootfs(&dir, &spec)?;
         let binds = binds::find(&dir, &spec)?;
-        Ok(Self { dir, config, spec, rootfs, rootfs_read_only, binds })
+        let namespaces = namespaces::find(&spec)?;
+        Ok(Self { dir, config, spec, rootfs, rootfs_read_only, binds, namespaces })
     }
 
     /// The value of an annotation.

@@ -14,7 +14,6 @@ pub fn check(spec: &Spec, raw: &Value) -> Result<(), BundleError> {
     check_process(spec)?;
     check_hooks(raw)?;
     check_labels(raw)?;
-    check_namespaces(spec)?;
     check_resources(raw)
 }
 
@@ -69,23 +68,6 @@ fn check_labels(raw: &Value) -> Result<(), BundleError> {
             );
             return Err(BundleError::field(format!("{parent}.{name}"), reason));
         }
-    }
-    Ok(())
-}
-
-/// A namespace of the host can't be joined from another kernel.
-fn check_namespaces(spec: &Spec) -> Result<(), BundleError> {
-    let namespaces =
-        spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten();
-    for (index, namespace) in namespaces.enumerate() {
-        let Some(path) = namespace.path() else { continue };
-        let reason = format!(
-            "the {} namespace {} of the host cannot be joined from inside a guest yet: remove \
-             the path",
-            namespace.typ(),
-            path.display()
-        );
-        return Err(BundleError::field(format!("linux.namespaces[{index}].path"), reason));
     }
     Ok(())
 }

@@ -70,9 +70,9 @@ fn describe() -> Value {
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
             "capabilities": capabilities(),
-            // The guest's are what a container sees: version 2. The host's are not touched.
+            // The host's. What a container sees is the guest's: version 2.
             "cgroup": {
-                "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false,
+                "v1": true, "v2": true, "systemd": true, "systemdUser": true, "rdma": false,
             },
             "seccomp": {
                 "enabled": true,

@@ -10,13 +10,15 @@ use kiln_protocol::WindowSize;
 
 use super::Global;
 use crate::artefacts::Artefacts;
-use crate::bundle::{self, Bundle, Host, Limits, Size};
+use crate::bundle::{self, Bundle, Host, Limits, Namespace, Size};
+use crate::cgroup::{self, Wanted};
 use crate::engine;
 use crate::log::rfc3339;
 use crate::process::Launch;
 use crate::sandbox::client::Client;
 use crate::sandbox::{
-    ContainerConfig, Deadlines, Engine, GuestConfig, Mode, MonitorConfig, Outcome, phases,
+    ContainerConfig, Deadlines, Engine, GuestConfig, Mode, MonitorConfig, NamespaceConfig, Outcome,
+    phases,
 };
 use crate::settings::{EngineChoice, Settings};
 use crate::state::{Monitor, Record, StateDir, Status};
@@ -83,6 +85,7 @@ pub fn launch(
     let settings = Settings::load(global.config.as_deref())?;
     let bundle = Bundle::load(&options.bundle)?;
     let guest = Guest::decide(&options, &bundle, &settings)?;
+    let cgroup = find_cgroup(global, &bundle, &options.id)?;
     let terminal = find_terminal(&bundle, &options, purpose.mode)?;
     let artefacts = Artefacts::find(global.lib_dir.as_deref().or(settings.lib_dir.as_deref()))?;
     let (kernel, agent) = (artefacts.open_kernel()?, artefacts.open_agent()?);
@@ -95,6 +98,10 @@ pub fn launch(
     let config = MonitorConfig {
         record: describe(&options.id, &bundle, guest.engine, purpose.keep),
         mode: purpose.mode,
+        cgroup,
+        limits: host_limits(&bundle, &guest),
+        hostname: bundle.spec.hostname().clone(),
+        namespaces: hand_over(bundle.namespaces, &mut launch),
         container: ContainerConfig {
             id: options.id,
             config: bundle.config,
@@ -135,6 +142,33 @@ pub fn launch(
     outcome
 }
 
+/// Where the sandbox's cgroup is to be on the host.
+fn find_cgroup(global: &Global, bundle: &Bundle, id: &str) -> anyhow::Result<Wanted> {
+    let linux = bundle.spec.linux().as_ref();
+    let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
+    let systemd = global.systemd_cgroup && (path.is_some() || cgroup::systemd_runs());
+    if global.systemd_cgroup && !systemd {
+        tracing::warn!(
+            "--systemd-cgroup: systemd does not run on this host: kiln makes the cgroup"
+        );
+    }
+    Wanted::parse(path, systemd, id).map_err(|reason| anyhow!("linux.cgroupsPath: {reason}"))
+}
+
+fn host_limits(bundle: &Bundle, guest: &Guest) -> cgroup::Limits {
+    let machine = cgroup::Machine { engine: guest.engine, memory_mib: guest.size.memory_mib };
+    let resources = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    resources.map(|resources| cgroup::Limits::of(resources, machine)).unwrap_or_default()
+}
+
+fn hand_over(namespaces: Vec<Namespace>, launch: &mut Launch) -> Vec<NamespaceConfig> {
+    let hand_over = |Namespace { kind, existing }| NamespaceConfig {
+        kind,
+        existing: existing.map(|existing| launch.give(existing)),
+    };
+    namespaces.into_iter().map(hand_over).collect()
+}
+
 fn refuse_descriptors(options: &Options) -> anyhow::Result<()> {
     if options.preserve_fds > 0 {
         bail!(
@@ -160,6 +194,7 @@ fn describe(id: &str, bundle: &Bundle, engine: Engine, keep: bool) -> Record {
         annotations: bundle.spec.annotations().clone().unwrap_or_default(),
         engine: engine.name().to_owned(),
         kept: keep,
+        cgroup: cgroup::Cgroup::default(),
     }
 }
 

@@ -66,7 +66,7 @@ pub struct Global {
     /// Log debugging lines, and all of them to standard error if there is no --log
     #[arg(long)]
     pub debug: bool,
-    /// Accepted for compatibility: limits are applied inside the guest
+    /// Have systemd make the cgroup on the host: linux.cgroupsPath is slice:prefix:name then
     #[arg(long)]
     pub systemd_cgroup: bool,
     /// Accepted for compatibility: whether kiln may touch cgroups is found out, not told

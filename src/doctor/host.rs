@@ -81,12 +81,7 @@ fn cgroups() -> Check {
             let controllers = controllers.unwrap_or_default();
             Check::ok(CGROUPS, format!("version 2, with {}", controllers.trim()))
         }
-        Ok(_) => Check::warn(
-            CGROUPS,
-            "version 1: limits apply inside the guest all the same, but what a sandbox costs the \
-             host is not accounted in one place",
-            "boot the host with systemd.unified_cgroup_hierarchy=1",
-        ),
+        Ok(_) => Check::ok(CGROUPS, "version 1"),
         Err(error) => Check::warn(
             CGROUPS,
             format!("{ROOT}: {error}; limits apply inside the guest only"),

@@ -170,6 +170,7 @@ mod tests {
             annotations: Default::default(),
             engine: "kvm".to_owned(),
             kept: true,
+            cgroup: Default::default(),
         };
         dir.write(&record).expect("written");
         let listener = dir.listen(NAME).expect("listens");

@@ -39,7 +39,8 @@ use kiln_vmm::config::InheritedFd;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::bundle::Bind;
+use crate::bundle::{Bind, NamespaceKind};
+use crate::cgroup;
 use crate::state::Record;
 
 pub use monitor::run;
@@ -74,6 +75,14 @@ pub struct MonitorConfig {
     pub record: Record,
     /// What the command waits for.
     pub mode: Mode,
+    /// The namespaces of the host to live in.
+    pub namespaces: Vec<NamespaceConfig>,
+    /// The host name in a new UTS namespace.
+    pub hostname: Option<String>,
+    /// The cgroup of the host to live in.
+    pub cgroup: cgroup::Wanted,
+    /// Its limits.
+    pub limits: cgroup::Limits,
     /// The machine.
     pub guest: GuestConfig,
     /// How long things may take.
@@ -91,6 +100,16 @@ pub struct MonitorConfig {
     pub debug: bool,
     /// When the command started, by `CLOCK_MONOTONIC`, in nanoseconds.
     pub started_ns: u64,
+}
+
+/// A namespace of the host that the monitor is to live in.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamespaceConfig {
+    /// Its type.
+    pub kind: NamespaceKind,
+    /// One that exists; without it the monitor makes a new one.
+    pub existing: Option<InheritedFd>,
 }
 
 /// What the command that starts a sandbox waits for.

@@ -112,7 +112,7 @@ impl StateDir {
             if dir.holds_container() {
                 return Err(StateError::Taken { id: id.to_owned() });
             }
-            dir.clear().map_err(at(&path))?;
+            dir.clear_up().map_err(at(&path))?;
             return Ok(dir);
         }
     }
@@ -216,15 +216,16 @@ impl StateDir {
         Ok((listener, connection?))
     }
 
-    /// Removes the directory and gives the lock up. Does nothing if that has been done.
+    /// Removes what the sandbox has on the host, and the directory, and gives the lock up. Does
+    /// nothing if that has been done.
     ///
     /// # Errors
-    /// The file system refuses.
+    /// The file system refuses, or a process of the sandbox does not end.
     pub fn remove(self) -> io::Result<()> {
         if !self.is_current() {
             return Ok(());
         }
-        self.clear()?;
+        self.clear_up()?;
         // The lock's file goes last, so that until then the id stays taken.
         fs::remove_file(self.path.join("lock"))?;
         fs::remove_dir(&self.path)
@@ -247,13 +248,19 @@ impl StateDir {
 
     /// Whether it is a container's that stays until it is deleted.
     fn holds_container(&self) -> bool {
-        let Ok(text) = fs::read(self.path.join("state.json")) else { return false };
-        let record = serde_json::from_slice::<Record>(&text);
-        record.is_ok_and(|record| record.kept && record.status != Status::Creating)
+        self.record().is_some_and(|record| record.kept && record.status != Status::Creating)
     }
 
-    /// Removes everything but the lock.
-    fn clear(&self) -> io::Result<()> {
+    /// What was written down last.
+    fn record(&self) -> Option<Record> {
+        serde_json::from_slice(&fs::read(self.path.join("state.json")).ok()?).ok()
+    }
+
+    /// Removes everything but the lock, and what it says there is elsewhere on the host.
+    fn clear_up(&self) -> io::Result<()> {
+        if let Some(record) = self.record() {
+            record.cgroup.remove()?;
+        }
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
             if entry.file_name() != "lock" {

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::Cgroup;
+
 /// What `state.json` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -32,6 +34,8 @@ pub struct Record {
     pub engine: String,
     /// It stays until it is deleted. Others go with the command that runs them.
     pub kept: bool,
+    /// The host's cgroup that its processes are in.
+    pub cgroup: Cgroup,
 }
 
 /// How far a container is.

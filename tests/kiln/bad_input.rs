@@ -56,9 +56,9 @@ fn hooks_and_host_namespaces_by_name() {
     refused(&stage, &[], &["hooks.prestart"]);
     stage.edit(|config| {
         config["hooks"] = json!(null);
-        config["linux"]["namespaces"][0]["path"] = json!("/proc/1/ns/pid");
+        config["linux"]["namespaces"][0]["path"] = json!("/proc/1/ns/net");
     });
-    refused(&stage, &[], &["linux.namespaces[0].path"]);
+    refused(&stage, &[], &["linux.namespaces[0].path", "another type"]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::stage::{Stage, errors};
 
 /// `kiln create` of the bundle as `test`. The container keeps the standard streams, so they are
 /// files of the stage.
-fn create(stage: &Stage, options: &[&str]) -> Output {
+pub fn create(stage: &Stage, options: &[&str]) -> Output {
     let file = |name| fs::File::create(stage.path().join(name)).expect("file");
     let mut command = stage.kiln();
     command.args(["create", "--engine", "emulated", "--bundle"]).arg(stage.bundle());
@@ -21,21 +21,25 @@ fn create(stage: &Stage, options: &[&str]) -> Output {
     Output { status, stdout: Vec::new(), stderr }
 }
 
-fn kiln(stage: &Stage, args: &[&str]) -> Output {
+/// What kiln says to these arguments.
+pub fn kiln(stage: &Stage, args: &[&str]) -> Output {
     stage.kiln().args(args).output().expect("kiln")
 }
 
-fn succeeds(stage: &Stage, args: &[&str]) -> String {
+/// What kiln prints, which succeeds.
+pub fn succeeds(stage: &Stage, args: &[&str]) -> String {
     let output = kiln(stage, args);
     assert!(output.status.success(), "{args:?}: {}", errors(&output));
     String::from_utf8(output.stdout).expect("text")
 }
 
-fn wait_for(stage: &Stage, status: &str) {
+/// Waits until the container `test` has this status.
+pub fn wait_for(stage: &Stage, status: &str) {
     eventually(status, || stage.state()["status"] == status);
 }
 
-fn wait_for_output(stage: &Stage, text: &str) {
+/// Waits until the container `test` has written this.
+pub fn wait_for_output(stage: &Stage, text: &str) {
     let path = stage.path().join("output");
     eventually(text, || fs::read_to_string(&path).expect("output").contains(text));
 }

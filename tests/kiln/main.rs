@@ -7,9 +7,11 @@
 #![allow(clippy::expect_used)]
 
 mod bad_input;
+mod cgroup;
 mod command_line;
 mod jail;
 mod lifecycle;
+mod namespaces;
 mod run;
 mod spec;
 mod stage;

@@ -33,6 +33,7 @@ impl Monitor {
         self.timeline.enter(Phase::Create);
         let streams = Streams::new(self.container.terminal);
         let outputs = self.create(&broker, &streams).await?;
+        self.record.cgroup.apply(&self.limits.cpu_time)?;
         self.note(Status::Created)?;
         let asked = match self.mode {
             Mode::Create => {

@@ -31,8 +31,12 @@ use super::machine::{Machine, Role};
 use super::phases::{Phase, Timeline};
 use super::tail::Tail;
 use super::{
-    ContainerConfig, Deadlines, FromMonitor, GuestConfig, Mode, MonitorConfig, Outcome, packet,
+    ContainerConfig, Deadlines, FromMonitor, GuestConfig, Mode, MonitorConfig, NamespaceConfig,
+    Outcome, packet,
 };
+use crate::bundle::Namespace;
+use crate::cgroup::{self, Limits, Origin};
+use crate::place;
 use crate::state::{Record, StateDir, Status};
 
 /// Messages to the agent that it has not read yet; more mean that it doesn't read.
@@ -46,7 +50,7 @@ const UNREAD_MESSAGES: usize = 64;
 /// # Safety
 /// As for [`InheritedFd::take`](kiln_vmm::config::InheritedFd::take), for every descriptor in
 /// `config`.
-pub unsafe fn run(config: MonitorConfig) -> anyhow::Result<ExitCode> {
+pub unsafe fn run(mut config: MonitorConfig) -> anyhow::Result<ExitCode> {
     // SAFETY: the caller's promise; likewise below, each is taken once.
     let command = unsafe { config.command.take() };
     // SAFETY: as above.
@@ -55,14 +59,22 @@ pub unsafe fn run(config: MonitorConfig) -> anyhow::Result<ExitCode> {
     let kernel = unsafe { config.guest.kernel.take() };
     // SAFETY: as above.
     let agent = unsafe { config.guest.agent.take() };
+    // SAFETY: as above.
+    let namespaces = unsafe { take_namespaces(&config.namespaces) };
     let state = StateDir::inherit(config.state.0.clone(), lock);
     watched_signals(config.mode).thread_block()?;
+    let origin = Origin::here()?;
+    // The one moment at which the process has one thread, and nothing that lives in a namespace.
+    let placed = take_place(&mut config, &state, namespaces);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let span = tracing::info_span!("sandbox", id = %config.container.id);
     let _entered = span.enter();
     let exit_code = LocalSet::new().block_on(&runtime, async {
-        let mut monitor = Monitor::new(config, state, command)?;
-        let result = monitor.live(kernel, agent).await;
+        let mut monitor = Monitor::new(config, state, command, origin)?;
+        let result = match placed {
+            Ok(()) => monitor.live(kernel, agent).await,
+            Err(error) => Err(error.into()),
+        };
         let outcome = monitor.outcome(result).await;
         monitor.clean_up();
         let exit_code = outcome.exit_code;
@@ -71,6 +83,34 @@ pub unsafe fn run(config: MonitorConfig) -> anyhow::Result<ExitCode> {
     })?;
     // Threads that wait for standard input go with the process.
     std::process::exit(exit_code.into())
+}
+
+/// Moves this process to where callers will look for the container. What that makes on the host is
+/// written down first.
+fn take_place(
+    config: &mut MonitorConfig,
+    state: &StateDir,
+    namespaces: Vec<Namespace>,
+) -> anyhow::Result<()> {
+    config.record.monitor = crate::state::Monitor::this().context("/proc/self/stat")?;
+    let plan = cgroup::Plan::new(&config.cgroup, &config.container.id)?;
+    config.record.cgroup = plan.cgroup().clone();
+    state.write(&config.record).context("state.json")?;
+    config.record.cgroup = plan.make(&config.limits.standing)?;
+    place::namespaces::enter(namespaces, config.hostname.as_deref())
+}
+
+/// Takes the namespaces of a configuration over.
+///
+/// # Safety
+/// As for [`InheritedFd::take`](kiln_vmm::config::InheritedFd::take).
+unsafe fn take_namespaces(configs: &[NamespaceConfig]) -> Vec<Namespace> {
+    let take = |config: &NamespaceConfig| Namespace {
+        kind: config.kind,
+        // SAFETY: the caller's promise.
+        existing: config.existing.map(|fd| unsafe { fd.take() }),
+    };
+    configs.iter().map(take).collect()
 }
 
 /// The signals that a monitor hears of. One that leads a session hears of its terminal's size too.
@@ -114,6 +154,9 @@ struct Monitor {
     mode: Mode,
     /// The command that started the sandbox, until it has what it waits for.
     command: Option<OwnedFd>,
+    limits: Limits,
+    /// The cgroups that the monitor was started in.
+    origin: Origin,
     guest: GuestConfig,
     deadlines: Deadlines,
     pid_file: Option<PathBuf>,
@@ -140,16 +183,21 @@ struct Monitor {
 }
 
 impl Monitor {
-    fn new(config: MonitorConfig, state: StateDir, command: OwnedFd) -> anyhow::Result<Self> {
+    fn new(
+        config: MonitorConfig,
+        state: StateDir,
+        command: OwnedFd,
+        origin: Origin,
+    ) -> anyhow::Result<Self> {
         let (sources, events) = events::open();
         sources.watch_command(second(&command)?)?;
         let leads_session = config.mode != Mode::Attached;
         sources.watch_signals(&watched_signals(config.mode), leads_session)?;
         sources.watch_commands(state.listen(control::NAME).context("control socket")?)?;
-        let mut record = config.record;
-        record.monitor = crate::state::Monitor::this().context("/proc/self/stat")?;
         Ok(Self {
-            record,
+            record: config.record,
+            limits: config.limits,
+            origin,
             mode: config.mode,
             command: Some(command),
             conversation: Conversation::new(&config.container.id),
@@ -266,10 +314,11 @@ impl Monitor {
             if let Err(failure) = self.note(Status::Stopped) {
                 tracing::warn!("{:#}", failure.error);
             }
-        } else if let Some(state) = self.state.take()
-            && let Err(error) = state.remove()
-        {
-            tracing::warn!(%error, "the state directory stays behind");
+        } else if let Some(state) = self.state.take() {
+            self.origin.go_back();
+            if let Err(error) = state.remove() {
+                tracing::warn!(%error, "something of the sandbox stays behind");
+            }
         }
         if let Some(path) = &self.timings
             && let Err(error) = self.timeline.write(path)

@@ -1,0 +1,252 @@
+//! The cgroup of the host that a sandbox's processes are in.
+//!
+//! Callers name it (`linux.cgroupsPath`), look into it for figures and OOM kills, and find it again
+//! by `/proc/PID/cgroup`. It holds the monitor and everything that the monitor starts, and the
+//! processes that stand for execs.
+//!
+//! * [`hierarchies`]: what is mounted: version 1, version 2 or both.
+//! * [`path`]: what `linux.cgroupsPath` asks for.
+//! * [`limits`]: what the host limits, and to what.
+//! * [`directory`]: one directory of one hierarchy.
+//! * [`systemd`]: scopes, where systemd manages the host's cgroups.
+//!
+//! # Promises
+//! A directory that holds processes already is refused. What is made is written down before it is
+//! made, so that it can be found after a crash; only that is removed, and only processes in that are
+//! killed. A hierarchy in which the caller may make no directories is left out, with a warning.
+
+mod directory;
+mod hierarchies;
+mod limits;
+mod path;
+mod systemd;
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use self::directory::Directory;
+use self::hierarchies::{Hierarchy, Kind};
+pub use self::limits::{Limits, Machine, Setting};
+use self::path::Scope;
+pub use self::path::Wanted;
+pub use self::systemd::is_running as systemd_runs;
+
+/// How long killed processes may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+const STEP: Duration = Duration::from_millis(2);
+
+/// A sandbox's cgroup: a directory in each hierarchy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cgroup {
+    directories: Vec<Directory>,
+    /// The scope that systemd has made, by its unit's name.
+    unit: Option<String>,
+}
+
+/// A cgroup that is to be made.
+#[derive(Debug)]
+pub struct Plan {
+    cgroup: Cgroup,
+    scope: Option<Scope>,
+    id: String,
+}
+
+impl Plan {
+    /// Decides where the cgroup of container `id` will be, and which directories that takes.
+    ///
+    /// # Errors
+    /// There is no `/proc`, or no systemd for a scope that was asked for by name.
+    pub fn new(wanted: &Wanted, id: &str) -> anyhow::Result<Self> {
+        let hierarchies = hierarchies::find().context("cgroup hierarchies")?;
+        let plan = |path: &Path, scope| {
+            let directories = hierarchies.iter().map(|h| Directory::plan(h, path)).collect();
+            Self { cgroup: Cgroup { directories, unit: None }, scope, id: id.to_owned() }
+        };
+        match wanted {
+            Wanted::Default => Ok(plan(&free_name(&hierarchies, id), None)),
+            Wanted::Path(path) => Ok(plan(path, None)),
+            Wanted::Scope(scope) if systemd::is_running() => {
+                let mut plan = plan(&scope.path(), Some(scope.clone()));
+                plan.cgroup.unit = Some(scope.unit.clone());
+                Ok(plan)
+            }
+            Wanted::Scope(scope) => bail!(
+                "linux.cgroupsPath: systemd does not run on this host, so it cannot make {}: leave \
+                 --systemd-cgroup out, or have the caller manage cgroups by itself (cgroupfs)",
+                scope.unit
+            ),
+        }
+    }
+
+    /// What is to be written down before [`make`](Self::make).
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// Makes the directories, sets limits, and moves the calling process there, which has one thread.
+    ///
+    /// # Errors
+    /// Other processes are there, or the kernel refuses a limit. What has been made is left to
+    /// [`Cgroup::remove`].
+    pub fn make(mut self, limits: &[Setting]) -> anyhow::Result<Cgroup> {
+        for directory in &self.cgroup.directories {
+            directory.check_empty()?;
+        }
+        if let Some(scope) = &self.scope {
+            systemd::start(scope, &format!("kiln container {}", self.id))
+                .context("linux.cgroupsPath")?;
+        }
+        let mut usable = Vec::new();
+        for directory in self.cgroup.directories {
+            match directory.make() {
+                Ok(()) => usable.push(directory),
+                Err(error) if is_forbidden(&error) => tracing::warn!(
+                    path = %directory.path.display(), %error,
+                    "no right to make a cgroup there: the host does not account for this sandbox"
+                ),
+                Err(error) => {
+                    return Err(error).with_context(|| directory.path.display().to_string());
+                }
+            }
+        }
+        self.cgroup.directories = usable;
+        self.cgroup.apply(limits)?;
+        self.cgroup.enter()?;
+        Ok(self.cgroup)
+    }
+}
+
+/// The container's id below the caller's own cgroup, as with runc; with this process's id behind it
+/// if that exists.
+fn free_name(hierarchies: &[Hierarchy], id: &str) -> PathBuf {
+    let taken = hierarchies.iter().any(|h| directory::below_own(h, Path::new(id)).exists());
+    match taken {
+        true => format!("{id}.{}", std::process::id()).into(),
+        false => id.into(),
+    }
+}
+
+fn is_forbidden(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM | libc::EROFS))
+}
+
+impl Cgroup {
+    /// Moves the calling process there, which has one thread.
+    ///
+    /// # Errors
+    /// The kernel refuses, or it is gone.
+    pub fn enter(&self) -> anyhow::Result<()> {
+        for directory in &self.directories {
+            directory.enter().with_context(|| directory.path.display().to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Sets limits. A limit for which the host has no controller is kept by the guest alone, with a
+    /// warning.
+    ///
+    /// # Errors
+    /// The kernel refuses a value; the field is named.
+    pub fn apply(&self, limits: &[Setting]) -> anyhow::Result<()> {
+        if let Some(unit) = &self.unit {
+            systemd::limit(unit, limits).context("linux.resources")?;
+        }
+        for setting in limits {
+            self.set(setting)?;
+        }
+        Ok(())
+    }
+
+    fn set(&self, setting: &Setting) -> anyhow::Result<()> {
+        let mut applies = false;
+        for directory in &self.directories {
+            let (file, value) = match (&directory.kind, &setting.v1, &setting.v2) {
+                (Kind::V1(controllers), Some((controller, file, value)), _)
+                    if controllers.contains(controller) =>
+                {
+                    (file, value)
+                }
+                (Kind::V2, _, Some((file, value))) => (file, value),
+                _ => continue,
+            };
+            match directory.write(file, value) {
+                Ok(()) => return Ok(()),
+                // The controller is in another hierarchy, or this kernel has no such limit.
+                Err(error) if error.kind() == ErrorKind::NotFound => applies = true,
+                Err(error) if is_forbidden(&error) => applies = true,
+                Err(error) => {
+                    let path = directory.path.join(file);
+                    return Err(error).with_context(|| {
+                        format!("linux.resources.{}: {value} in {}", setting.field, path.display())
+                    });
+                }
+            }
+        }
+        if applies {
+            let field = &setting.field;
+            tracing::warn!(
+                "linux.resources.{field}: no such limit on this host: the guest keeps it"
+            );
+        }
+        Ok(())
+    }
+
+    /// Kills what is left in the directories that were made, and removes them.
+    ///
+    /// # Errors
+    /// A process does not end, or the file system refuses; with the directory's name.
+    pub fn remove(&self) -> io::Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let leaves = || self.directories.iter().filter(|directory| directory.is_made());
+        loop {
+            leaves().for_each(Directory::kill);
+            let left = leaves().find_map(|directory| Some((directory, directory.remove().err()?)));
+            let Some((directory, error)) = left else { break };
+            let is_busy = matches!(error.raw_os_error(), Some(libc::EBUSY | libc::ENOTEMPTY));
+            if !is_busy || Instant::now() > deadline {
+                let named = format!("cgroup {}: {error}", directory.path.display());
+                return Err(io::Error::new(error.kind(), named));
+            }
+            std::thread::sleep(STEP);
+        }
+        if let Some(unit) = &self.unit {
+            systemd::stop(unit);
+        }
+        Ok(())
+    }
+}
+
+/// Where the calling process is, to go back to.
+///
+/// The files are opened beforehand, since the kernel looks at who opened them: a process that has
+/// entered a cgroup namespace can't open its way out of it.
+#[derive(Debug)]
+pub struct Origin(Vec<File>);
+
+impl Origin {
+    /// Where it is now.
+    ///
+    /// # Errors
+    /// There is no `/proc`.
+    pub fn here() -> anyhow::Result<Self> {
+        let hierarchies = hierarchies::find().context("cgroup hierarchies")?;
+        let open = |hierarchy: Hierarchy| {
+            File::options().write(true).open(hierarchy.own.join("cgroup.procs")).ok()
+        };
+        Ok(Self(hierarchies.into_iter().filter_map(open).collect()))
+    }
+
+    /// Moves the calling process back, with all of its threads, wherever that is still possible.
+    pub fn go_back(&self) {
+        for mut file in &self.0 {
+            if let Err(error) = file.write_all(b"0") {
+                tracing::debug!(%error, "cannot go back to a cgroup");
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Scopes that systemd makes, for callers whose cgroups systemd manages.
+//!
+//! systemd is spoken to by `busctl`, which comes with it and is there whenever it is. It is told of
+//! the limits that it knows too, lest it put its own back when it reloads its configuration.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use super::limits::Setting;
+use super::path::Scope;
+
+/// How long systemd may take to move a process into a new scope.
+const PATIENCE: Duration = Duration::from_secs(30);
+const STEP: Duration = Duration::from_millis(2);
+
+/// Whether systemd runs this host: sd_booted(3).
+pub fn is_running() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
+/// Has systemd make a scope with the calling process in it, and waits until it is there.
+///
+/// # Errors
+/// What systemd says, or that it says nothing.
+pub fn start(scope: &Scope, description: &str) -> anyhow::Result<()> {
+    let pid = std::process::id().to_string();
+    let (slice, unit) = (&*scope.slice, &*scope.unit);
+    call(&[
+        "StartTransientUnit",
+        "ssa(sv)a(sa(sv))",
+        unit,
+        "fail",
+        "5",
+        "Description",
+        "s",
+        description,
+        "Slice",
+        "s",
+        slice,
+        "Delegate",
+        "b",
+        "true",
+        "DefaultDependencies",
+        "b",
+        "false",
+        "PIDs",
+        "au",
+        "1",
+        &pid,
+        "0",
+    ])?;
+    let path = scope.path();
+    let deadline = Instant::now() + PATIENCE;
+    while !is_in(&path)? {
+        if Instant::now() > deadline {
+            bail!("systemd has not moved process {pid} to {unit} within {} s", PATIENCE.as_secs());
+        }
+        std::thread::sleep(STEP);
+    }
+    Ok(())
+}
+
+/// Tells systemd of the limits of a unit, as far as it has properties for them.
+///
+/// # Errors
+/// What systemd says.
+pub fn limit(unit: &str, limits: &[Setting]) -> anyhow::Result<()> {
+    let properties: Vec<_> = limits.iter().filter_map(property).collect();
+    if properties.is_empty() {
+        return Ok(());
+    }
+    let count = properties.len().to_string();
+    let mut arguments = vec!["SetUnitProperties", "sba(sv)", unit, "true", &count];
+    for (name, value) in &properties {
+        arguments.extend([name, "t", value]);
+    }
+    call(&arguments)
+}
+
+/// The property for a limit, and its value: all are unsigned numbers of 64 bits.
+fn property(limit: &Setting) -> Option<(&'static str, String)> {
+    let (file, value) = limit.v2.as_ref()?;
+    match file.as_str() {
+        "memory.max" => Some(("MemoryMax", value.clone())),
+        "pids.max" => Some(("TasksMax", value.clone())),
+        "cpu.weight" => Some(("CPUWeight", value.clone())),
+        "cpu.max" => {
+            let (quota, period) = value.split_once(' ')?;
+            let (quota, period): (u64, u64) = (quota.parse().ok()?, period.parse().ok()?);
+            let a_second = quota.checked_mul(1_000_000)?.checked_div(period)?;
+            Some(("CPUQuotaPerSecUSec", a_second.to_string()))
+        }
+        _ => None,
+    }
+}
+
+/// Has systemd forget a scope. One that it has forgotten already is no error.
+pub fn stop(unit: &str) {
+    for call_of in [&["StopUnit", "ss", unit, "replace"][..], &["ResetFailedUnit", "s", unit]] {
+        if let Err(error) = call(call_of) {
+            tracing::debug!(unit, "{error:#}");
+        }
+    }
+}
+
+/// Whether the calling process is in a cgroup of this path, in systemd's hierarchy.
+fn is_in(path: &Path) -> anyhow::Result<bool> {
+    let own = std::fs::read_to_string("/proc/self/cgroup").context("/proc/self/cgroup")?;
+    let ends = |line: &str| {
+        let (_, rest) = line.split_once(':')?;
+        let (controllers, found) = rest.split_once(':')?;
+        let is_systemds = controllers.is_empty() || controllers == "name=systemd";
+        Some(is_systemds && Path::new(found) == path)
+    };
+    Ok(own.lines().any(|line| ends(line) == Some(true)))
+}
+
+fn call(arguments: &[&str]) -> anyhow::Result<()> {
+    let mut busctl = Command::new("busctl");
+    if !nix::unistd::geteuid().is_root() {
+        busctl.arg("--user");
+    }
+    busctl.args(["--quiet", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1"]);
+    busctl.arg("org.freedesktop.systemd1.Manager").args(arguments).stdin(Stdio::null());
+    let output = busctl.output().context("busctl, which comes with systemd")?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        bail!("systemd ({}): {}", arguments[0], said.trim());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systemd_is_told_what_it_has_properties_for() {
+        let property = |file: &str, value: &str| {
+            let v2 = Some((file.to_owned(), value.to_owned()));
+            property(&Setting { field: String::new(), v1: None, v2 })
+        };
+        let quota = Some(("CPUQuotaPerSecUSec", "1500000".to_owned()));
+        assert_eq!(property("cpu.max", "75000 50000"), quota);
+        assert_eq!(property("pids.max", "7"), Some(("TasksMax", "7".to_owned())));
+        for (file, value) in
+            [("cpu.max", "max 100000"), ("cpu.max", "1 0"), ("io.max", "8:0 rbps=1")]
+        {
+            assert_eq!(property(file, value), None);
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Where a sandbox's processes stand on the host, as callers look it up below `/proc/PID`.
+//!
+//! A caller of runc knows a container by a process, and takes for granted that this process is in the
+//! container's namespaces. The monitor is that process here, so it goes there, before it starts
+//! anything else:
+//!
+//! * [`crate::cgroup`]: the cgroup that the bundle names;
+//! * [`namespaces`]: joined where the bundle names one, new where it only asks for one.
+//!
+//! What a sandbox is isolated by is its machine. None of this is needed for that, so a caller who
+//! may not have it all does without, and is told so in the log.
+
+pub mod namespaces;

@@ -1,0 +1,38 @@
+//! The namespaces that a sandbox's processes live in on the host.
+
+use anyhow::Context;
+use nix::errno::Errno;
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::sethostname;
+
+use crate::bundle::{Namespace, NamespaceKind};
+
+/// Moves the calling process, which has one thread, into the namespaces. A new UTS namespace gets
+/// `hostname`. New ones that the caller has no right to make are left out, with a warning.
+///
+/// # Errors
+/// One that exists can't be joined, or the kernel has no room for a new one.
+pub fn enter(namespaces: Vec<Namespace>, hostname: Option<&str>) -> anyhow::Result<()> {
+    let mut new = CloneFlags::empty();
+    for Namespace { kind, existing } in namespaces {
+        match existing {
+            Some(existing) => setns(existing, kind.flag())
+                .with_context(|| format!("linux.namespaces: join the {} namespace", kind.name()))?,
+            None => new |= kind.flag(),
+        }
+    }
+    match unshare(new) {
+        Ok(()) => {}
+        Err(Errno::EPERM) => {
+            tracing::warn!("no right to make namespaces on the host: only the guest has its own");
+            return Ok(());
+        }
+        Err(error) => return Err(error).context("linux.namespaces: make new ones on the host"),
+    }
+    if let Some(hostname) = hostname
+        && new.contains(NamespaceKind::Uts.flag())
+    {
+        sethostname(hostname).with_context(|| format!("hostname: {hostname:?}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! The process that stands for a container is in the namespaces of the host that the bundle asks for.
+
+use std::fs;
+use std::process::{Child, Command};
+
+use serde_json::{Value, json};
+
+use crate::lifecycle::{create, succeeds};
+use crate::run::eventually;
+use crate::stage::{Stage, errors};
+
+fn namespace_of(pid: impl std::fmt::Display, kind: &str) -> String {
+    let link = fs::read_link(format!("/proc/{pid}/ns/{kind}"));
+    link.expect("namespace").to_string_lossy().into_owned()
+}
+
+/// A process in namespaces of its own, which are there as long as it is.
+struct Holder(Child);
+
+impl Holder {
+    fn new() -> Self {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--net", "--ipc", "--uts", "sleep", "1000"]);
+        let holder = Self(unshare.spawn().expect("unshare"));
+        let own = namespace_of("self", "uts");
+        eventually("new namespaces", || namespace_of(holder.0.id(), "uts") != own);
+        holder
+    }
+
+    fn path(&self, kind: &str) -> String {
+        format!("/proc/{}/ns/{kind}", self.0.id())
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn set_namespaces(stage: &Stage, namespaces: Value) {
+    stage.edit(|config| config["linux"]["namespaces"] = namespaces);
+}
+
+#[test]
+fn monitor_joins_what_a_path_names_and_makes_the_rest() {
+    let holder = Holder::new();
+    let stage = Stage::new(&["true"]);
+    stage.edit(|config| config["hostname"] = json!("inside"));
+    set_namespaces(
+        &stage,
+        json!([
+            {"type": "pid"}, {"type": "mount"}, {"type": "uts"},
+            {"type": "network", "path": holder.path("net")},
+            {"type": "ipc", "path": holder.path("ipc")},
+        ]),
+    );
+    let output = create(&stage, &[]);
+    assert!(output.status.success(), "{}", errors(&output));
+    let pid = stage.state()["pid"].to_string();
+    for kind in ["net", "ipc"] {
+        assert_eq!(namespace_of(&pid, kind), namespace_of(holder.0.id(), kind), "{kind}");
+    }
+    for other in ["self", &holder.0.id().to_string()] {
+        assert_ne!(namespace_of(&pid, "uts"), namespace_of(other, "uts"));
+    }
+    let entered = Command::new("nsenter").args(["--uts", "-t", &pid, "hostname"]).output();
+    assert_eq!(String::from_utf8_lossy(&entered.expect("nsenter").stdout), "inside\n");
+    succeeds(&stage, &["delete", "--force", "test"]);
+}
+
+#[test]
+fn new_network_namespace_can_be_filled_before_the_start() {
+    let stage = Stage::new(&["true"]);
+    set_namespaces(&stage, json!([{"type": "pid"}, {"type": "mount"}, {"type": "network"}]));
+    let output = create(&stage, &[]);
+    assert!(output.status.success(), "{}", errors(&output));
+    let pid = stage.state()["pid"].to_string();
+    assert_ne!(namespace_of(&pid, "net"), namespace_of("self", "net"));
+    for kind in ["ipc", "uts"] {
+        assert_eq!(namespace_of(&pid, kind), namespace_of("self", kind), "{kind}");
+    }
+    let ip = |args: &[&str]| {
+        let mut nsenter = Command::new("nsenter");
+        let output = nsenter.args(["--net", "-t", &pid, "ip"]).args(args).output().expect("ip");
+        assert!(output.status.success(), "{}", errors(&output));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    ip(&["link", "add", "late", "type", "veth", "peer", "name", "peer"]);
+    assert!(ip(&["link"]).contains("late"));
+    succeeds(&stage, &["start", "test"]);
+    succeeds(&stage, &["delete", "--force", "test"]);
+}
+
+#[test]
+fn path_that_is_no_namespace_is_refused_by_field() {
+    let stage = Stage::new(&["true"]);
+    for (path, word) in [("/dev/null", "not a namespace"), ("/proc/self/ns/uts", "another type")] {
+        set_namespaces(&stage, json!([{"type": "pid"}, {"type": "network", "path": path}]));
+        let output = create(&stage, &[]);
+        assert_eq!(output.status.code(), Some(1));
+        let errors = errors(&output);
+        assert!(errors.contains("linux.namespaces[1].path") && errors.contains(word), "{errors}");
+        assert!(stage.is_clean());
+    }
+}
