@@ -5,6 +5,7 @@
 //! * [`settings`]: what the configuration file, annotations and flags decide.
 //! * [`engine`]: what executes the code of guests on this host.
 //! * [`place`], [`cgroup`]: where the processes of a sandbox stand on the host.
+//! * [`hooks`]: hooks of the host.
 //! * [`doctor`]: what this host can do, check by check.
 //! * [`artefacts`]: where the guest's kernel and agent are found.
 //! * [`log`]: log lines and errors in the forms that callers of runc read.
@@ -15,6 +16,7 @@ mod cgroup;
 mod cli;
 mod doctor;
 mod engine;
+mod hooks;
 mod initrd;
 mod log;
 mod place;

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io::{self, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use kiln_vmm::config::InheritedFd;
@@ -87,6 +88,28 @@ impl Launch {
     /// Appends arguments.
     pub fn args(&mut self, args: impl IntoIterator<Item = impl Into<OsString>>) -> &mut Self {
         self.command.args(args.into_iter().map(Into::into));
+        self
+    }
+
+    /// The name by which the process is called: its first argument, which is the program's path
+    /// otherwise.
+    pub fn called(&mut self, name: impl AsRef<OsStr>) -> &mut Self {
+        self.command.arg0(name);
+        self
+    }
+
+    /// Gives the process this environment, instead of the caller's.
+    pub fn environment<'a>(
+        &mut self,
+        variables: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> &mut Self {
+        self.command.env_clear().envs(variables);
+        self
+    }
+
+    /// Where the process begins, instead of where the caller is.
+    pub fn directory(&mut self, path: impl AsRef<Path>) -> &mut Self {
+        self.command.current_dir(path);
         self
     }
 
@@ -228,6 +251,14 @@ impl Process {
     pub fn kill(&mut self) {
         // Fails only if it has ended already.
         let _ = self.child.kill();
+    }
+
+    /// Kills it and what it has started, as far as that has stayed in its process group.
+    pub fn kill_group(&mut self) {
+        if let Ok(id) = i32::try_from(self.child.id()) {
+            // SAFETY: plain numbers. It isn't reaped, so the group's number is still its own.
+            unsafe { libc::kill(-id, libc::SIGKILL) };
+        }
     }
 }
 

@@ -153,6 +153,8 @@ const LINUX: Shape = Object(&[
     ("mountLabel", Any),
 ]);
 
+const HOOKS: Shape = List(&Object(&[("path", Any), ("args", Any), ("env", Any), ("timeout", Any)]));
+
 const CONFIG: Shape = Object(&[
     ("ociVersion", Any),
     ("process", PROCESS),
@@ -163,7 +165,17 @@ const CONFIG: Shape = Object(&[
         "mounts",
         List(&Object(&[("destination", Any), ("type", Any), ("source", Any), ("options", Any)])),
     ),
-    ("hooks", Any),
+    (
+        "hooks",
+        Object(&[
+            ("prestart", HOOKS),
+            ("createRuntime", HOOKS),
+            ("createContainer", HOOKS),
+            ("startContainer", HOOKS),
+            ("poststart", HOOKS),
+            ("poststop", HOOKS),
+        ]),
+    ),
     ("annotations", Any),
     ("linux", LINUX),
 ]);

@@ -5,10 +5,11 @@
 //! ([`fields`]) or can't honour ([`refusals`]) is refused by name, but for the little that is
 //! [`tolerated`]. What remains is set up by the agent inside the guest; the host resolves the root
 //! file system and bind mounts ([`binds`]), the namespaces in which its own processes live
-//! ([`namespaces`]), and the size of the machine ([`sizing`]).
+//! ([`namespaces`]), the hooks that it runs ([`hooks`]), and the size of the machine ([`sizing`]).
 
 mod binds;
 mod fields;
+mod hooks;
 mod id;
 mod mountpoints;
 mod namespaces;
@@ -24,6 +25,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 pub use binds::Bind;
+pub use hooks::HostHooks;
 pub use id::validate as validate_id;
 pub use namespaces::{Namespace, NamespaceKind};
 pub use sizing::{Host, Limits, Size};
@@ -48,6 +50,8 @@ pub struct Bundle {
     pub binds: Vec<Bind>,
     /// The namespaces of the host that the sandbox's monitor lives in.
     pub namespaces: Vec<Namespace>,
+    /// The hooks that run on the host.
+    pub hooks: HostHooks,
 }
 
 /// Why a bundle is refused.
@@ -130,7 +134,8 @@ impl Bundle {
         let (rootfs, rootfs_read_only) = find_rootfs(&dir, &spec)?;
         let binds = binds::find(&dir, &spec)?;
         let namespaces = namespaces::find(&spec)?;
-        Ok(Self { dir, config, spec, rootfs, rootfs_read_only, binds, namespaces })
+        let hooks = hooks::find(&spec)?;
+        Ok(Self { dir, config, spec, rootfs, rootfs_read_only, binds, namespaces, hooks })
     }
 
     /// The value of an annotation.
@@ -257,7 +262,9 @@ mod tests {
             ("/linux", json!({"mountLabel": "system_u:object_r:x"})),
             ("/process/apparmorProfile", json!("my-profile")),
             ("/process/selinuxLabel", json!("x")),
-            ("/hooks", json!({"poststop": [{"path": "/bin/true"}]})),
+            ("/hooks", json!({"startContainer": [{"path": "/bin/true"}]})),
+            ("/hooks", json!({"poststop": [{"path": "bin/true"}]})),
+            ("/hooks", json!({"poststop": [{"path": "/bin/true", "shell": true}]})),
             ("/windows", json!({})),
         ];
         let expected = [
@@ -270,7 +277,9 @@ mod tests {
             "linux.mountLabel: ",
             "process.apparmorProfile: ",
             "process.selinuxLabel: ",
-            "hooks.poststop: ",
+            "hooks.startContainer: ",
+            "hooks.poststop[0].path: ",
+            "hooks.poststop[0].shell: ",
             "windows: ",
         ];
         for ((pointer, value), expected) in refused.into_iter().zip(expected) {

@@ -39,17 +39,15 @@ fn check_process(spec: &Spec) -> Result<(), BundleError> {
     Ok(())
 }
 
-/// Hooks run on the host, in namespaces of the host; the container has none there.
+/// Hooks that run in the container's namespaces, which are the guest's.
 fn check_hooks(raw: &Value) -> Result<(), BundleError> {
-    let Some(hooks) = raw["hooks"].as_object() else { return Ok(()) };
-    let given = hooks.iter().find(|(_, list)| list.as_array().is_some_and(|list| !list.is_empty()));
-    match given {
-        Some((name, _)) => {
-            let reason = "hooks on the host are not supported yet: remove them";
-            Err(BundleError::field(format!("hooks.{name}"), reason))
+    for name in ["createContainer", "startContainer"] {
+        if is_set(&raw["hooks"][name]) {
+            let reason = "hooks in the container's namespaces are not supported yet: remove them";
+            return Err(BundleError::field(format!("hooks.{name}"), reason));
         }
-        None => Ok(()),
     }
+    Ok(())
 }
 
 /// Labels of security modules that the guest's kernel doesn't have.

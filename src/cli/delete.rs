@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Global;
+use crate::hooks;
 use crate::state::{self, Monitor, StateDir, StateError, Status};
 
 /// How long a monitor may take to end once it has been killed: the kernel frees its memory.
@@ -53,11 +54,20 @@ fn delete_container(global: &Global, delete: &Delete) -> anyhow::Result<()> {
         Err(error) => return Err(error.into()),
     }
     let state = StateDir::seize(&global.root, &delete.id, END)?;
-    state.remove().context("state directory")
+    let record = state.record();
+    state.remove().context("state directory")?;
+    if let Some(record) = record {
+        let stopped = hooks::state_of(&record, Status::Stopped, None);
+        hooks::run_all("poststop", &record.hooks.poststop, &stopped);
+    }
+    Ok(())
 }
 
 /// Kills a monitor, and with it everything of its sandbox, and waits for its end.
-fn kill(monitor: Monitor) -> anyhow::Result<()> {
+///
+/// # Errors
+/// It doesn't end.
+pub fn kill(monitor: Monitor) -> anyhow::Result<()> {
     // SAFETY: plain numbers.
     let number = unsafe { libc::syscall(libc::SYS_pidfd_open, monitor.pid, 0) };
     let Ok(number @ 0..) = i32::try_from(number) else { return Ok(()) };

@@ -13,12 +13,13 @@ use crate::artefacts::Artefacts;
 use crate::bundle::{self, Bundle, Host, Limits, Namespace, Size};
 use crate::cgroup::{self, Wanted};
 use crate::engine;
+use crate::hooks;
 use crate::log::rfc3339;
 use crate::process::Launch;
 use crate::sandbox::client::Client;
 use crate::sandbox::{
-    ContainerConfig, Deadlines, Engine, GuestConfig, Mode, MonitorConfig, NamespaceConfig, Outcome,
-    phases,
+    ContainerConfig, Deadlines, Engine, GuestConfig, Mode, MonitorConfig, NamespaceConfig,
+    Occasion, Outcome, phases,
 };
 use crate::settings::{EngineChoice, Settings};
 use crate::state::{Monitor, Record, StateDir, Status};
@@ -92,11 +93,14 @@ pub fn launch(
     let state = StateDir::create(&global.root, &options.id)?;
     bundle.make_mountpoints().context("root.path")?;
 
-    let (client, command) = Client::new()?;
+    let record = describe(&options.id, &bundle, guest.engine, purpose.keep);
+    let (mut client, command) = Client::new()?;
+    client.run_hooks(hooks_of(&record));
+    let (hooks, stopped) = (record.hooks.clone(), hooks::state_of(&record, Status::Stopped, None));
     let mut launch = Launch::monitor(&global.for_parts());
     let raw_mode = attach(&mut launch, terminal, &options, purpose.mode)?;
     let config = MonitorConfig {
-        record: describe(&options.id, &bundle, guest.engine, purpose.keep),
+        record,
         mode: purpose.mode,
         cgroup,
         limits: host_limits(&bundle, &guest),
@@ -136,8 +140,12 @@ pub fn launch(
     drop(raw_mode);
     match &outcome {
         Ok(None) => {}
-        // The monitor has done this unless it was killed.
-        _ => state.remove_unless_kept().context("state directory")?,
+        // The monitor has removed it unless it was killed.
+        _ => {
+            if state.remove_unless_kept().context("state directory")? {
+                hooks::run_all("poststop", &hooks.poststop, &stopped);
+            }
+        }
     }
     outcome
 }
@@ -179,6 +187,26 @@ fn refuse_descriptors(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What is run for a container on each occasion.
+fn hooks_of(record: &Record) -> impl Fn(Occasion, u32) -> anyhow::Result<()> + 'static {
+    let record = record.clone();
+    move |occasion, pid| {
+        let hooks = &record.hooks;
+        match occasion {
+            Occasion::Made => {
+                let state = hooks::state_of(&record, Status::Creating, Some(pid));
+                hooks::run("prestart", &hooks.prestart, &state)?;
+                hooks::run("createRuntime", &hooks.create_runtime, &state)?;
+            }
+            Occasion::Started => {
+                let state = hooks::state_of(&record, Status::Running, Some(pid));
+                hooks::run("poststart", &hooks.poststart, &state)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 fn describe(id: &str, bundle: &Bundle, engine: Engine, keep: bool) -> Record {
     let uid = nix::unistd::getuid();
     let owner = nix::unistd::User::from_uid(uid).ok().flatten();
@@ -195,6 +223,7 @@ fn describe(id: &str, bundle: &Bundle, engine: Engine, keep: bool) -> Record {
         engine: engine.name().to_owned(),
         kept: keep,
         cgroup: cgroup::Cgroup::default(),
+        hooks: bundle.hooks.clone(),
     }
 }
 

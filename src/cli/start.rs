@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 
-use super::{Global, Reported};
+use super::{Global, Reported, delete};
+use crate::hooks;
 use crate::sandbox::control::{self, Reply, Request};
-use crate::state::{self, Status};
+use crate::state::{self, Container, Status};
 
 /// Options of `kiln start`.
 #[derive(Debug, clap::Args)]
@@ -20,7 +21,18 @@ pub fn run(global: &Global, start: &Start) -> anyhow::Result<ExitCode> {
         anyhow::bail!("cannot start a container that has stopped");
     }
     match control::ask(&container, Request::Start)? {
-        Reply::Done => Ok(ExitCode::SUCCESS),
+        Reply::Done => run_hooks(&container),
         Reply::Failed { message, .. } => Err(Reported { exit_code: 1, error: message }.into()),
     }
+}
+
+/// Runs the hooks that come after the start. If one fails, the container is stopped.
+fn run_hooks(container: &Container) -> anyhow::Result<ExitCode> {
+    let (record, monitor) = (&container.record, container.record.monitor);
+    let state = hooks::state_of(record, Status::Running, u32::try_from(monitor.pid).ok());
+    if let Err(error) = hooks::run("poststart", &record.hooks.poststart, &state) {
+        delete::kill(monitor)?;
+        return Err(error.into());
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -11,7 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::MsgFlags;
 
 use super::events::forwarded_signals;
-use super::{FromCommand, FromMonitor, Outcome, packet};
+use super::{FromCommand, FromMonitor, Occasion, Outcome, packet};
 use crate::process::{Launch, Process, describe};
 use crate::terminal;
 
@@ -22,11 +22,14 @@ fn handled() -> SigSet {
     signals
 }
 
+/// Runs the hooks of an occasion; the number is the monitor's process id.
+type Hooks = Box<dyn Fn(Occasion, u32) -> anyhow::Result<()>>;
+
 /// A monitor that is being started.
-#[derive(Debug)]
 pub struct Client {
     signals: SignalFd,
     socket: OwnedFd,
+    hooks: Hooks,
 }
 
 impl Client {
@@ -40,31 +43,43 @@ impl Client {
         let signals =
             SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let (socket, theirs) = packet::pair()?;
-        Ok((Self { signals, socket }, theirs))
+        Ok((Self { signals, socket, hooks: Box::new(|_, _| Ok(())) }, theirs))
+    }
+
+    /// Has hooks run. If they fail, the monitor is killed.
+    pub fn run_hooks(&mut self, hooks: impl Fn(Occasion, u32) -> anyhow::Result<()> + 'static) {
+        self.hooks = Box::new(hooks);
     }
 
     /// Starts the monitor and waits for what its [`Mode`](super::Mode) says: for its end, which has
     /// an outcome, or until it goes on by itself.
     ///
     /// # Errors
-    /// The monitor can't be started, or ended without an outcome.
+    /// The monitor can't be started, or ended without an outcome, or a hook failed.
     pub fn supervise(self, launch: Launch) -> anyhow::Result<Option<Outcome>> {
         // The terminal's signals reach the whole process group; the monitor looks at who sent them.
         let blocked = handled();
         let mut monitor =
             launch.spawn_with(move || Ok(blocked.thread_block()?)).context("monitor")?;
-        match self.wait(&mut monitor)? {
-            Some(FromMonitor::Reached) => {
-                monitor.release();
-                Ok(None)
-            }
-            Some(FromMonitor::Ended(outcome)) => {
-                monitor.wait().context("monitor")?;
-                Ok(Some(outcome))
-            }
-            None => {
-                let status = monitor.wait().context("monitor")?;
-                bail!("the sandbox's monitor {} without an outcome", describe(status))
+        loop {
+            match self.wait(&mut monitor)? {
+                Some(FromMonitor::At(occasion)) => {
+                    (self.hooks)(occasion, monitor.id())?;
+                    // A monitor that has ended shows by its pidfd.
+                    let _ = packet::send_message(self.socket.as_fd(), &FromCommand::Proceed);
+                }
+                Some(FromMonitor::Reached) => {
+                    monitor.release();
+                    return Ok(None);
+                }
+                Some(FromMonitor::Ended(outcome)) => {
+                    monitor.wait().context("monitor")?;
+                    return Ok(Some(outcome));
+                }
+                None => {
+                    let status = monitor.wait().context("monitor")?;
+                    bail!("the sandbox's monitor {} without an outcome", describe(status))
+                }
             }
         }
     }

@@ -171,6 +171,7 @@ mod tests {
             engine: "kvm".to_owned(),
             kept: true,
             cgroup: Default::default(),
+            hooks: Default::default(),
         };
         dir.write(&record).expect("written");
         let listener = dir.listen(NAME).expect("listens");

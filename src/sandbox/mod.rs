@@ -183,12 +183,26 @@ pub enum FromCommand {
     Signal(i32),
     /// The terminal has this size now.
     Resize(WindowSize),
+    /// What [`Occasion::Made`] calls for is done.
+    Proceed,
+}
+
+/// When hooks of the host run, which the command does: it is in the caller's namespaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Occasion {
+    /// The monitor stands in the container's namespaces, and waits for [`FromCommand::Proceed`].
+    Made,
+    /// The container's program runs.
+    Started,
 }
 
 /// What a monitor says to the command that started it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FromMonitor {
+    /// Hooks are to be run. Not sent where there are none.
+    At(Occasion),
     /// What the command waits for is reached; the sandbox goes on without it.
     Reached,
     /// The sandbox has ended.

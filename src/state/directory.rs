@@ -231,12 +231,13 @@ impl StateDir {
         fs::remove_dir(&self.path)
     }
 
-    /// As [`remove`](Self::remove), if it isn't a container's that stays until it is deleted.
+    /// As [`remove`](Self::remove), if it isn't a container's that stays until it is deleted: says
+    /// whether it is gone.
     ///
     /// # Errors
     /// The file system refuses.
-    pub fn remove_unless_kept(self) -> io::Result<()> {
-        if self.holds_container() { Ok(()) } else { self.remove() }
+    pub fn remove_unless_kept(self) -> io::Result<bool> {
+        if self.holds_container() { Ok(false) } else { self.remove().map(|()| true) }
     }
 
     /// Whether the lock is still that of the directory of this name.
@@ -252,7 +253,7 @@ impl StateDir {
     }
 
     /// What was written down last.
-    fn record(&self) -> Option<Record> {
+    pub fn record(&self) -> Option<Record> {
         serde_json::from_slice(&fs::read(self.path.join("state.json")).ok()?).ok()
     }
 

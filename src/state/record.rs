@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::HostHooks;
 use crate::cgroup::Cgroup;
 
 /// What `state.json` says.
@@ -36,6 +37,8 @@ pub struct Record {
     pub kept: bool,
     /// The host's cgroup that its processes are in.
     pub cgroup: Cgroup,
+    /// The bundle's hooks of the host.
+    pub hooks: HostHooks,
 }
 
 /// How far a container is.

@@ -52,8 +52,8 @@ fn unknown_field_by_name() {
 #[test]
 fn hooks_and_host_namespaces_by_name() {
     let stage = Stage::new(&["true"]);
-    stage.edit(|config| config["hooks"] = json!({"prestart": [{"path": "/bin/true"}]}));
-    refused(&stage, &[], &["hooks.prestart"]);
+    stage.edit(|config| config["hooks"] = json!({"prestart": [{"path": "bin/true"}]}));
+    refused(&stage, &[], &["hooks.prestart[0].path"]);
     stage.edit(|config| {
         config["hooks"] = json!(null);
         config["linux"]["namespaces"][0]["path"] = json!("/proc/1/ns/net");

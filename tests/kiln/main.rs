@@ -9,6 +9,7 @@
 mod bad_input;
 mod cgroup;
 mod command_line;
+mod hooks;
 mod jail;
 mod lifecycle;
 mod namespaces;

@@ -12,13 +12,13 @@ use tokio::time::Instant;
 use super::failure::Failure;
 use super::{Monitor, Step};
 use crate::initrd;
-use crate::sandbox::Mode;
 use crate::sandbox::broker::Broker;
 use crate::sandbox::control::{Asker, Reply};
 use crate::sandbox::conversation::Progress;
 use crate::sandbox::machine::{self, Parts};
 use crate::sandbox::phases::Phase;
 use crate::sandbox::stdio::{Activity, Streams};
+use crate::sandbox::{Mode, Occasion};
 use crate::state::Status;
 
 /// How long the guest may keep quiet with an output stream open, once the container has ended.
@@ -27,6 +27,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 impl Monitor {
     /// Runs the container to its end; gives the status to exit with.
     pub(super) async fn live(&mut self, kernel: OwnedFd, agent: OwnedFd) -> Result<u8, Failure> {
+        self.run_hooks().await?;
         let broker = self.set_up(kernel, agent)?;
         self.timeline.enter(Phase::Boot);
         self.greet().await?;
@@ -53,6 +54,7 @@ impl Monitor {
             }
             None => {
                 self.start_and_announce().await?;
+                self.call_for_hooks(Occasion::Started);
                 self.write_pid_file()?;
                 if self.mode == Mode::Detached {
                     self.release_command();
@@ -64,6 +66,16 @@ impl Monitor {
         self.timeline.enter(Phase::Teardown);
         self.shut_down().await;
         Ok(status)
+    }
+
+    /// Has the hooks run that come before anything of the container's own. They have limits of
+    /// their own.
+    async fn run_hooks(&mut self) -> Result<(), Failure> {
+        if !self.call_for_hooks(Occasion::Made) {
+            return Ok(());
+        }
+        while !matches!(self.next(None).await?, Step::HooksRan) {}
+        Ok(())
     }
 
     fn set_up(&mut self, kernel: OwnedFd, agent: OwnedFd) -> anyhow::Result<Rc<Broker>> {

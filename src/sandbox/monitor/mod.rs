@@ -32,7 +32,7 @@ use super::phases::{Phase, Timeline};
 use super::tail::Tail;
 use super::{
     ContainerConfig, Deadlines, FromMonitor, GuestConfig, Mode, MonitorConfig, NamespaceConfig,
-    Outcome, packet,
+    Occasion, Outcome, packet,
 };
 use crate::bundle::Namespace;
 use crate::cgroup::{self, Limits, Origin};
@@ -131,6 +131,7 @@ enum Step {
     Connected(UnixStream),
     Said(Progress),
     StartAsked(Asker),
+    HooksRan,
     StreamEnded,
     GuestEnded(GuestEnd),
     DeadlinePassed,
@@ -180,6 +181,8 @@ struct Monitor {
     exit_status: Option<u8>,
     /// The guest has been told to end: that things end is expected.
     ending: bool,
+    /// The command that is waited for by somebody has ended.
+    orphaned: bool,
 }
 
 impl Monitor {
@@ -220,6 +223,7 @@ impl Monitor {
             set_up: false,
             exit_status: None,
             ending: false,
+            orphaned: false,
         })
     }
 
@@ -272,9 +276,10 @@ impl Monitor {
     }
 
     /// Whether the container is to be deleted by a later command: it is kept, and its set-up, which
-    /// a failure undoes, is over.
+    /// a failure undoes, is over; or nobody else is left to run its hooks.
     fn stays(&self) -> bool {
-        self.record.kept && self.record.status != Status::Creating
+        let orphans_hooks = self.orphaned && !self.record.hooks.poststop.is_empty();
+        orphans_hooks || self.record.kept && self.record.status != Status::Creating
     }
 
     /// Writes down how far the container is.
@@ -284,6 +289,20 @@ impl Monitor {
             state.write(&self.record).context("state.json")?;
         }
         Ok(())
+    }
+
+    /// Has the command run hooks, if there are any.
+    fn call_for_hooks(&self, occasion: Occasion) -> bool {
+        let hooks = &self.record.hooks;
+        let called_for = match occasion {
+            Occasion::Made => hooks.has_create(),
+            Occasion::Started => !hooks.poststart.is_empty(),
+        };
+        if let Some(command) = self.command.as_ref().filter(|_| called_for) {
+            // One that has gone is an event of its own.
+            let _ = packet::send_message(command.as_fd(), &FromMonitor::At(occasion));
+        }
+        called_for
     }
 
     /// Tells the command that it has what it waits for.
@@ -311,6 +330,7 @@ impl Monitor {
         }
         self.machine.kill();
         if self.stays() {
+            self.record.kept = true;
             if let Err(failure) = self.note(Status::Stopped) {
                 tracing::warn!("{:#}", failure.error);
             }

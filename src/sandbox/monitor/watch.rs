@@ -78,8 +78,10 @@ impl Monitor {
                 self.pass_on(signal)?;
             }
             Event::Command(FromCommand::Resize(size)) => self.resize(size)?,
+            Event::Command(FromCommand::Proceed) => return Ok(Some(Step::HooksRan)),
             Event::CommandGone if self.command.is_none() => {}
             Event::CommandGone => {
+                self.orphaned = true;
                 return Err(anyhow!("the command that started the sandbox has ended").into());
             }
             Event::Asked(request, asker) => return Ok(self.asked(request, asker)),
