@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 
 use super::mux::Mux;
 use super::packet::{HEADER_SIZE, Header};
@@ -85,11 +85,7 @@ impl Vsock {
             if left == 0 {
                 return Ok((used, Stop::Budget));
             }
-            let Some(chain) = queue.iter(memory).map_err(text)?.next() else {
-                if queue.enable_notification(memory).map_err(text)? {
-                    queue.disable_notification(memory).map_err(text)?;
-                    continue;
-                }
+            let Some(chain) = next_chain(queue, memory)? else {
                 return Ok((used, Stop::Done));
             };
             left -= 1;
@@ -115,11 +111,7 @@ impl Vsock {
             if left == 0 {
                 return Ok((used, Stop::Budget));
             }
-            let Some(chain) = queue.iter(memory).map_err(text)?.next() else {
-                if queue.enable_notification(memory).map_err(text)? {
-                    queue.disable_notification(memory).map_err(text)?;
-                    continue;
-                }
+            let Some(chain) = next_chain(queue, memory)? else {
                 return Ok((used, Stop::Done));
             };
             left -= 1;
@@ -204,6 +196,23 @@ impl VirtioDevice for Vsock {
 
     fn reset(&mut self) {
         self.mux.reset();
+    }
+}
+
+/// The next chain of a queue whose notifications are off; if there is none they are on again.
+fn next_chain<'m>(
+    queue: &mut Queue,
+    memory: &'m GuestMemory,
+) -> Result<Option<DescriptorChain<&'m GuestMemory>>, String> {
+    loop {
+        if let Some(chain) = queue.iter(memory).map_err(text)?.next() {
+            return Ok(Some(chain));
+        }
+        if !queue.enable_notification(memory).map_err(text)? {
+            return Ok(None);
+        }
+        // One came in between.
+        queue.disable_notification(memory).map_err(text)?;
     }
 }
 
