@@ -37,6 +37,9 @@ pub type ExitHook = Box<dyn FnMut(&mut VcpuFd) -> bool + Send>;
 /// How long the end of a machine waits for the reader of its console.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How often the thread that serves the console is interrupted until it ends.
+const INTERRUPT_INTERVAL: Duration = Duration::from_millis(1);
+
 /// A virtual machine.
 pub struct Machine {
     vm: Arc<VmFd>,
@@ -377,12 +380,11 @@ impl Drop for SerialThread {
         let Some(thread) = self.thread.take() else { return };
         if let Some(serial) = &self.shared.bus.ports.serial {
             serial.finish(self.patience);
-        }
-        // A terminal can make it wait in a write although it was ready: it is interrupted until it
-        // sees that nothing is left to do.
-        while !thread.is_finished() {
-            kick::interrupt(&thread);
-            std::thread::sleep(Duration::from_micros(200));
+            // A terminal can make it wait in a write although it was ready: it is interrupted until
+            // it sees that nothing is left to do.
+            while !serial.has_ended(INTERRUPT_INTERVAL) && !thread.is_finished() {
+                kick::interrupt(&thread);
+            }
         }
         let _ = thread.join();
     }

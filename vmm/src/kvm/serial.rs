@@ -64,6 +64,7 @@ impl SerialPort {
                 discard: output.is_none(),
                 released: false,
                 finish: false,
+                ended: false,
             }),
             changed: Condvar::new(),
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
@@ -97,6 +98,11 @@ impl SerialPort {
     pub fn finish(&self, patience: Duration) {
         self.outbox.finish(patience);
     }
+
+    /// Waits a moment for the pump's end, and says whether it has come.
+    pub fn has_ended(&self, moment: Duration) -> bool {
+        self.outbox.has_ended(moment)
+    }
 }
 
 impl Pump {
@@ -108,7 +114,7 @@ impl Pump {
                 break;
             }
         }
-        self.outbox.discard();
+        self.outbox.end();
     }
 
     /// Waits until something can be moved, and moves it.
@@ -192,6 +198,8 @@ struct OutboxState {
     released: bool,
     /// The pump ends when nothing is left.
     finish: bool,
+    /// The pump has ended.
+    ended: bool,
 }
 
 impl Outbox {
@@ -223,6 +231,18 @@ impl Outbox {
     fn stop_waiting(&self) {
         lock(&self.state).released = true;
         self.changed.notify_all();
+    }
+
+    fn end(&self) {
+        self.discard();
+        lock(&self.state).ended = true;
+        self.changed.notify_all();
+    }
+
+    fn has_ended(&self, moment: Duration) -> bool {
+        let state = lock(&self.state);
+        let waited = self.changed.wait_timeout_while(state, moment, |state| !state.ended);
+        waited.unwrap_or_else(PoisonError::into_inner).0.ended
     }
 
     fn discard(&self) {
