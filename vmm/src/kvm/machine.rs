@@ -1,6 +1,6 @@
 //! A machine: made, given devices and a kernel, and run to its guest's end.
 
-use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -147,21 +147,47 @@ impl Bus {
     }
 }
 
-impl Machine {
-    /// Makes a machine of `/dev/kvm`, opened.
+/// A VM of KVM's with its interrupt controllers: what a machine begins with.
+///
+/// Creating it starts work in the kernel that goes on for milliseconds and that giving memory to the
+/// VM waits for: it comes first, before the process jails itself.
+pub struct Vm {
+    kvm: Kvm,
+    fd: VmFd,
+    tsc_deadline: bool,
+}
+
+impl Vm {
+    /// Creates one of `/dev/kvm`, opened.
     ///
     /// # Errors
-    /// A size out of range, or a host that can't give what it takes.
-    pub fn new(kvm: OwnedFd, memory_mib: u64, cpus: u8) -> Result<Self, KvmError> {
-        if !(1..=MAX_CPUS).contains(&cpus) {
-            return Err(KvmError::Cpus(cpus));
-        }
+    /// A host that can't give what it takes.
+    pub fn create(kvm: OwnedFd) -> Result<Self, KvmError> {
         // SAFETY: the descriptor is owned, and handed over.
         let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
         check(&kvm)?;
-        let vm = kvm.create_vm().map_err(KvmError::ioctl("create a VM"))?;
+        let fd = kvm.create_vm().map_err(KvmError::ioctl("create a VM"))?;
         let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        add_interrupt_controllers(&vm, !tsc_deadline)?;
+        add_interrupt_controllers(&fd, !tsc_deadline)?;
+        Ok(Self { kvm, fd, tsc_deadline })
+    }
+
+    /// The descriptors that a machine is made with: `/dev/kvm`'s and the VM's.
+    pub fn descriptors(&self) -> [RawFd; 2] {
+        [self.kvm.as_raw_fd(), self.fd.as_raw_fd()]
+    }
+}
+
+impl Machine {
+    /// Makes a machine of a VM.
+    ///
+    /// # Errors
+    /// A size out of range, or a host that can't give what it takes.
+    pub fn new(vm: Vm, memory_mib: u64, cpus: u8) -> Result<Self, KvmError> {
+        if !(1..=MAX_CPUS).contains(&cpus) {
+            return Err(KvmError::Cpus(cpus));
+        }
+        let Vm { kvm, fd: vm, tsc_deadline } = vm;
         let memory = memory::allocate(memory_mib)?;
         let vcpus = create_vcpus(&kvm, &vm, Topology { cpus, tsc_deadline })?;
         let stop =
@@ -269,8 +295,7 @@ impl Machine {
     pub fn boot(&mut self, mut kernel: Kernel) -> Result<(), KvmError> {
         kernel.cmdline = boot::announce_devices(&kernel.cmdline, self.bus.windows.len());
         let entry = boot::load(&self.memory, kernel, self.vcpus.len() as u8)?;
-        // As late as can be, since KVM answers this only when it has finished what creating the
-        // interrupt controllers began, which goes on while all else is done.
+        // As late as can be: KVM answers this only when it has finished what creating the VM began.
         add_memory(&self.vm, &self.memory)?;
         match self.vcpus.first() {
             Some(first) => registers::set_boot_state(first, &self.memory, entry),

@@ -8,8 +8,9 @@
 //! * However a guest ends, [`Machine::run`] says how, with every thread that it started gone. What
 //!   KVM can't run is described by the exit's name and data, the failing instruction and the
 //!   registers.
-//! * Everything is opened and allocated before [`Machine::run`] and threads begin only there, so
-//!   that a process can put itself into a jail between the two.
+//! * A [`Vm`] and the descriptors of devices are all that has to be there before a process puts
+//!   itself into its jail; what is made of them needs no privilege, and threads begin only in
+//!   [`Machine::run`].
 //!
 //! # Refuses
 //! A guest that reads or writes where nothing is gets all-ones and is none the wiser; the first
@@ -33,7 +34,7 @@ mod tests;
 
 pub use boot::{BootError, EntryPoint, Kernel};
 pub use host::check_host;
-pub use machine::{DeviceGroup, ExitHook, Machine, Stopper, Until};
+pub use machine::{DeviceGroup, ExitHook, Machine, Stopper, Until, Vm};
 pub use process::{run, run_alone};
 
 /// The most processors that a machine can have.

@@ -1,13 +1,13 @@
 //! Runs the machine that a configuration describes in the calling process, which jails itself first:
 //! [`run`] is what `kiln vmm` does, [`run_alone`] what a command does that needs no monitor.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use rustix::net::SendFlags;
 
-use super::{DeviceGroup, Kernel, KvmError, Machine, Until};
+use super::{DeviceGroup, Kernel, KvmError, Machine, Until, Vm};
 use crate::config::{
     BootConfig, ConsoleConfig, ConsoleKind, DiskConfig, GuestEnd, InheritedFd, MachineConfig,
     NetConfig, ShareConfig, VmmConfig, VmmEvent, VsockConfig,
@@ -28,13 +28,10 @@ use crate::virtio::vsock::Vsock;
 /// A configuration that can't be, or a host that fails. The monitor has been told.
 pub fn run(config: VmmConfig) -> Result<GuestEnd, KvmError> {
     let VmmConfig { machine, control } = config;
-    let mut descriptors = machine.descriptors();
     let control = take_control(control)?;
-    let result = check_descriptors(&descriptors, control.as_fd()).and_then(|()| {
-        descriptors.push(libc::STDERR_FILENO);
-        let jail = Jail::vmm(machine.jail, Some(control.as_fd()), &descriptors);
+    let result = check_descriptors(&machine, control.as_fd()).and_then(|()| {
         let running = || tell(&control, &VmmEvent::Running);
-        enter_and_run(machine, &jail, Until::HangUp(control.as_fd()), running)
+        enter_and_run(machine, Supervision::Monitor(control.as_fd()), running)
     });
     match &result {
         Ok(how) => tell(&control, &VmmEvent::Ended { how: how.clone() }),
@@ -59,28 +56,47 @@ pub unsafe fn run_alone(
     machine: MachineConfig,
     stop: BorrowedFd<'_>,
 ) -> Result<GuestEnd, KvmError> {
-    let mut descriptors = machine.descriptors();
-    check_descriptors(&descriptors, stop)?;
-    descriptors.extend([stop.as_raw_fd(), libc::STDERR_FILENO]);
-    let jail = Jail::vmm(machine.jail, None, &descriptors);
-    enter_and_run(machine, &jail, Until::Readable(stop), || ())
+    check_descriptors(&machine, stop)?;
+    enter_and_run(machine, Supervision::None { stop }, || ())
 }
 
+/// Creates the VM, jails the process, makes the machine and runs it.
 fn enter_and_run(
     config: MachineConfig,
-    jail: &Jail<'_>,
-    until: Until<'_>,
+    supervision: Supervision<'_>,
     running: impl FnOnce(),
 ) -> Result<GuestEnd, KvmError> {
-    jail.enter().map_err(|error| KvmError::Jail(with_sources(&error)))?;
+    let mut descriptors = config.descriptors();
+    let vm = Vm::create(take(config.kvm))?;
+    descriptors.extend(vm.descriptors());
+    descriptors.push(libc::STDERR_FILENO);
+    let (control, until) = match supervision {
+        Supervision::Monitor(control) => (Some(control), Until::HangUp(control)),
+        Supervision::None { stop } => {
+            descriptors.push(stop.as_raw_fd());
+            (None, Until::Readable(stop))
+        }
+    };
+    Jail::vmm(config.jail, control, &descriptors)
+        .enter()
+        .map_err(|error| KvmError::Jail(with_sources(&error)))?;
     let lost = Lost::default();
-    let machine = make(config, &lost)?;
+    let machine = make(vm, config, &lost)?;
     running();
     let ended = machine.run_until(until);
     match (ended, lost.take()) {
         (Err(KvmError::Stopped), Some(tag)) => Err(KvmError::ShareLost(tag)),
         (ended, _) => ended,
     }
+}
+
+/// Who is told of a machine, and can stop it.
+#[derive(Clone, Copy)]
+enum Supervision<'a> {
+    /// A monitor, on this control socket.
+    Monitor(BorrowedFd<'a>),
+    /// Nobody: the process stops it when this is readable.
+    None { stop: BorrowedFd<'a> },
 }
 
 /// The tag of the first share whose backend process went away.
@@ -93,8 +109,8 @@ impl Lost {
     }
 }
 
-fn make(config: MachineConfig, lost: &Lost) -> Result<Machine, KvmError> {
-    let mut machine = Machine::new(take(config.kvm), config.memory_mib, config.cpus)?;
+fn make(vm: Vm, config: MachineConfig, lost: &Lost) -> Result<Machine, KvmError> {
+    let mut machine = Machine::new(vm, config.memory_mib, config.cpus)?;
     for (index, disk) in config.disks.into_iter().enumerate() {
         add_disk(&mut machine, index, disk)?;
     }
@@ -185,8 +201,8 @@ fn take_control(control: InheritedFd) -> Result<OwnedFd, KvmError> {
 }
 
 /// Checks that each descriptor is open, named once, and another than `own`, which [`take`] relies on.
-fn check_descriptors(named: &[RawFd], own: BorrowedFd<'_>) -> Result<(), KvmError> {
-    let mut numbers = named.to_vec();
+fn check_descriptors(config: &MachineConfig, own: BorrowedFd<'_>) -> Result<(), KvmError> {
+    let mut numbers = config.descriptors();
     numbers.push(own.as_raw_fd());
     numbers.sort_unstable();
     if let Some(pair) = numbers.windows(2).find(|pair| pair[0] == pair[1]) {

@@ -9,13 +9,17 @@ use super::*;
 use crate::config::{Entry, GuestEnd};
 use image::Image;
 
-fn machine(cpus: u8) -> Machine {
+fn vm() -> Vm {
     let kvm = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
         .open("/dev/kvm")
         .expect("these tests need /dev/kvm");
-    Machine::new(kvm.into(), 8, cpus).unwrap()
+    Vm::create(kvm.into()).unwrap()
+}
+
+fn machine(cpus: u8) -> Machine {
+    Machine::new(vm(), 8, cpus).unwrap()
 }
 
 fn kernel(image: &Image, entry: Entry) -> Kernel {
@@ -194,8 +198,12 @@ fn what_kvm_cannot_run_is_shown_to_the_hook_and_then_described() {
 
 #[test]
 fn sizes_no_machine_can_have_are_refused() {
-    let kvm = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-    assert!(matches!(Machine::new(kvm(), 8, 0), Err(KvmError::Cpus(0))));
-    assert!(matches!(Machine::new(kvm(), 8, 33), Err(KvmError::Cpus(33))));
-    assert!(matches!(Machine::new(kvm(), 8, 1), Err(KvmError::Unsupported(_))));
+    assert!(matches!(Machine::new(vm(), 8, 0), Err(KvmError::Cpus(0))));
+    assert!(matches!(Machine::new(vm(), 8, 33), Err(KvmError::Cpus(33))));
+}
+
+#[test]
+fn what_is_no_kvm_is_refused() {
+    let file = std::fs::File::open("/dev/null").unwrap();
+    assert!(matches!(Vm::create(file.into()), Err(KvmError::Unsupported(_))));
 }

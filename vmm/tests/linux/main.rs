@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use kiln_selftest_guests as guests;
 use kiln_vmm::config::{Entry, GuestEnd};
-use kiln_vmm::kvm::{DeviceGroup, Kernel, KvmError, Machine, Stopper};
+use kiln_vmm::kvm::{DeviceGroup, Kernel, KvmError, Machine, Stopper, Vm};
 use kiln_vmm::virtio::block::Block;
 use kiln_vmm::virtio::rng::Rng;
 
@@ -53,7 +53,8 @@ fn vmlinux() -> File {
 
 fn machine(memory_mib: u64) -> Machine {
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
-    Machine::new(kvm.expect("this test needs /dev/kvm").into(), memory_mib, 1).unwrap()
+    let vm = Vm::create(kvm.expect("this test needs /dev/kvm").into()).unwrap();
+    Machine::new(vm, memory_mib, 1).unwrap()
 }
 
 /// Whether user space runs under this host's KVM.

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use kiln_selftest_guests::Guest;
 use kiln_vmm::config::{Entry, GuestEnd};
-use kiln_vmm::kvm::{Kernel, Machine};
+use kiln_vmm::kvm::{Kernel, Machine, Vm};
 
 /// A guest that takes this long hangs.
 const DEADLINE: Duration = Duration::from_secs(400);
@@ -43,7 +43,8 @@ impl Outcome {
 /// A machine of 64 MiB, without devices.
 fn machine(cpus: u8) -> Machine {
     let kvm = File::options().read(true).write(true).open("/dev/kvm");
-    Machine::new(kvm.expect("these tests need /dev/kvm").into(), 64, cpus).unwrap()
+    let vm = Vm::create(kvm.expect("these tests need /dev/kvm").into()).unwrap();
+    Machine::new(vm, 64, cpus).unwrap()
 }
 
 fn kernel(guest: Guest, cmdline: &str, entry: Entry) -> Kernel {
