@@ -41,11 +41,11 @@ impl Launch {
         launch
     }
 
-    /// A sandbox's monitor: it has this process's standard streams and process group, so that it
-    /// may read from the terminal, and minds its starter's end by itself. `options` stand before
-    /// the verb.
-    pub fn monitor(options: &[OsString]) -> Self {
-        let mut launch = Self::verb("monitor", options);
+    /// A process that stands for one in a guest, by its hidden verb: it has this process's standard
+    /// streams and process group, so that it may read from the terminal, and minds its starter's
+    /// end by itself. `options` stand before the verb.
+    pub fn stand_in(verb: &str, options: &[OsString]) -> Self {
+        let mut launch = Self::verb(verb, options);
         launch.command.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
         launch.outlives_starter = true;
         launch
@@ -189,6 +189,18 @@ impl Launch {
 
 fn checked(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Writes this process's id so that a reader sees all of it or nothing.
+///
+/// # Errors
+/// The file system refuses.
+pub fn write_pid(path: &Path) -> io::Result<()> {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    let new = path.with_file_name(name);
+    std::fs::write(&new, std::process::id().to_string())?;
+    std::fs::rename(&new, path)
 }
 
 /// A file that exists in memory only.

@@ -185,7 +185,19 @@ const CONFIG: Shape = Object(&[
 /// # Errors
 /// Its path.
 pub fn check(config: &Value) -> Result<(), BundleError> {
-    match unknown(&CONFIG, config, "") {
+    refuse(unknown(&CONFIG, config, ""))
+}
+
+/// Refuses the first field of a `process` object that isn't known.
+///
+/// # Errors
+/// Its path.
+pub fn check_process(process: &Value) -> Result<(), BundleError> {
+    refuse(unknown(&PROCESS, process, "process"))
+}
+
+fn refuse(field: Option<String>) -> Result<(), BundleError> {
+    match field {
         Some(field) => Err(BundleError::field(field, "not supported by kiln: remove it")),
         None => Ok(()),
     }

@@ -5,7 +5,8 @@
 //! ([`fields`]) or can't honour ([`refusals`]) is refused by name, but for the little that is
 //! [`tolerated`]. What remains is set up by the agent inside the guest; the host resolves the root
 //! file system and bind mounts ([`binds`]), the namespaces in which its own processes live
-//! ([`namespaces`]), the hooks that it runs ([`hooks`]), and the size of the machine ([`sizing`]).
+//! ([`namespaces`]), the hooks that it runs ([`hooks`]), and the size of the machine ([`sizing`]). A further program in a
+//! container is checked likewise ([`process`]).
 
 mod binds;
 mod fields;
@@ -13,6 +14,7 @@ mod hooks;
 mod id;
 mod mountpoints;
 mod namespaces;
+mod process;
 mod refusals;
 mod sizing;
 mod tolerated;
@@ -28,6 +30,7 @@ pub use binds::Bind;
 pub use hooks::HostHooks;
 pub use id::validate as validate_id;
 pub use namespaces::{Namespace, NamespaceKind};
+pub use process::{Changes, Program};
 pub use sizing::{Host, Limits, Size};
 
 /// Longest config.json in bytes: what fits into a frame to the agent, with room for the rest of it.
@@ -118,7 +121,7 @@ impl Bundle {
             source,
         })?;
         let path = dir.join("config.json");
-        let text = read(&path)?;
+        let text = read(&path, "`kiln spec` writes one")?;
         let malformed = |source| BundleError::Malformed { path: path.clone(), source };
         let mut raw: Value = serde_json::from_str(&text).map_err(malformed)?;
         let notes = raw.get_mut("process").map(tolerated::leave_out).unwrap_or_default();
@@ -161,12 +164,8 @@ impl Bundle {
     }
 }
 
-fn read(path: &Path) -> Result<String, BundleError> {
-    let unreadable = |source| BundleError::Unreadable {
-        path: path.to_owned(),
-        mend: "`kiln spec` writes one",
-        source,
-    };
+fn read(path: &Path, mend: &'static str) -> Result<String, BundleError> {
+    let unreadable = |source| BundleError::Unreadable { path: path.to_owned(), mend, source };
     let length = std::fs::metadata(path).map_err(unreadable)?.len();
     if length > MAX_CONFIG {
         return Err(BundleError::TooLong { path: path.to_owned(), length });

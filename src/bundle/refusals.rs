@@ -1,6 +1,6 @@
 //! Fields of config.json that kiln knows but can't honour: each is refused by name, with the reason.
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
 use serde_json::Value;
 
 use super::BundleError;
@@ -26,9 +26,17 @@ fn check_version(spec: &Spec) -> Result<(), BundleError> {
 }
 
 fn check_process(spec: &Spec) -> Result<(), BundleError> {
-    let Some(process) = spec.process() else {
-        return Err(BundleError::field("process", "missing: say what to run"));
-    };
+    match spec.process() {
+        Some(process) => check_program(process),
+        None => Err(BundleError::field("process", "missing: say what to run")),
+    }
+}
+
+/// Refuses a process that says too little.
+///
+/// # Errors
+/// The field that says too little.
+pub fn check_program(process: &Process) -> Result<(), BundleError> {
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(BundleError::field("process.args", "empty: name the program to run"));
     }
@@ -50,8 +58,11 @@ fn check_hooks(raw: &Value) -> Result<(), BundleError> {
     Ok(())
 }
 
-/// Labels of security modules that the guest's kernel doesn't have.
-fn check_labels(raw: &Value) -> Result<(), BundleError> {
+/// Refuses labels of security modules that the guest's kernel doesn't have.
+///
+/// # Errors
+/// The first of them.
+pub fn check_labels(raw: &Value) -> Result<(), BundleError> {
     let labels = [
         ("process", "apparmorProfile", "AppArmor"),
         ("process", "selinuxLabel", "SELinux"),

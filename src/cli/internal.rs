@@ -11,7 +11,7 @@ use kiln_vmm::config::{DevicesConfig, FsConfig, VmmConfig};
 use kiln_vmm::emulated::devices;
 use serde::de::DeserializeOwned;
 
-use crate::sandbox::{self, MonitorConfig};
+use crate::sandbox::{self, MonitorConfig, ProxyConfig};
 
 /// Options of every hidden verb.
 #[derive(Debug, clap::Args)]
@@ -45,6 +45,14 @@ pub fn monitor(config: Internal) -> anyhow::Result<ExitCode> {
     rename(c"kiln-monitor");
     // SAFETY: the command that started this process handed the descriptors over.
     unsafe { sandbox::run(config) }
+}
+
+/// `kiln exec-proxy`.
+pub fn exec_proxy(config: Internal) -> anyhow::Result<ExitCode> {
+    let config: ProxyConfig = config.read()?;
+    rename(c"kiln-exec");
+    // SAFETY: the command that started this process handed the descriptors over.
+    unsafe { sandbox::run_proxy(config) }
 }
 
 /// `kiln vmm`.

@@ -4,10 +4,11 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 
-use super::{Global, Reported};
-use crate::sandbox::control::{self, Reply, Request};
+use super::Global;
+use super::request::{self, not_running};
+use crate::sandbox::control::Request;
 use crate::signal;
-use crate::state::{self, Container, Status};
+use crate::state::{self, Status};
 
 /// Options of `kiln kill`.
 #[derive(Debug, clap::Args)]
@@ -34,22 +35,5 @@ pub fn run(global: &Global, kill: &Kill) -> anyhow::Result<ExitCode> {
         // runc's answer: with --all it is no error that nothing is left.
         return if kill.all { Ok(ExitCode::SUCCESS) } else { Err(not_running().into()) };
     }
-    match control::ask(&container, Request::Signal { signal, all: kill.all }) {
-        Ok(Reply::Done) => Ok(ExitCode::SUCCESS),
-        Ok(Reply::Failed { message, .. }) => Err(Reported { exit_code: 1, error: message }.into()),
-        // The monitor is about to end, or has.
-        Err(error) if is_ending(&container, &error) => Err(not_running().into()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn not_running() -> Reported {
-    Reported { exit_code: 1, error: "container not running".to_owned() }
-}
-
-fn is_ending(container: &Container, error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound};
-
-    let ended = matches!(error.kind(), BrokenPipe | ConnectionRefused | ConnectionReset | NotFound);
-    ended || container.status() == Status::Stopped
+    request::perform(&container, Request::Signal { signal, all: kill.all }, &[])
 }

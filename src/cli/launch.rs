@@ -1,14 +1,13 @@
 //! What `create` and `run` share: from a bundle and options to a sandbox with its monitor.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::SystemTime;
 
 use anyhow::{Context, anyhow, bail};
-use kiln_protocol::WindowSize;
 
 use super::Global;
+use super::console::Console;
 use crate::artefacts::Artefacts;
 use crate::bundle::{self, Bundle, Host, Limits, Namespace, Size};
 use crate::cgroup::{self, Wanted};
@@ -23,7 +22,6 @@ use crate::sandbox::{
 };
 use crate::settings::{EngineChoice, Settings};
 use crate::state::{Monitor, Record, StateDir, Status};
-use crate::terminal::{self, RawMode};
 
 /// Options of every verb that makes a sandbox.
 #[derive(Debug, clap::Args)]
@@ -81,13 +79,18 @@ pub fn launch(
     purpose: Purpose,
 ) -> anyhow::Result<Option<Outcome>> {
     let started_ns = u64::try_from(phases::now().as_nanos())?;
-    refuse_descriptors(&options)?;
+    refuse_descriptors(options.preserve_fds)?;
     bundle::validate_id(&options.id).map_err(|error| anyhow!(error))?;
     let settings = Settings::load(global.config.as_deref())?;
     let bundle = Bundle::load(&options.bundle)?;
     let guest = Guest::decide(&options, &bundle, &settings)?;
     let cgroup = find_cgroup(global, &bundle, &options.id)?;
-    let terminal = find_terminal(&bundle, &options, purpose.mode)?;
+    let console = Console {
+        wanted: bundle.terminal(),
+        socket: options.console_socket.as_deref(),
+        attached: purpose.mode == Mode::Attached,
+    };
+    let terminal = console.size(bundle.spec.process().as_ref())?;
     let artefacts = Artefacts::find(global.lib_dir.as_deref().or(settings.lib_dir.as_deref()))?;
     let (kernel, agent) = (artefacts.open_kernel()?, artefacts.open_agent()?);
     let state = StateDir::create(&global.root, &options.id)?;
@@ -97,8 +100,8 @@ pub fn launch(
     let (mut client, command) = Client::new()?;
     client.run_hooks(hooks_of(&record));
     let (hooks, stopped) = (record.hooks.clone(), hooks::state_of(&record, Status::Stopped, None));
-    let mut launch = Launch::monitor(&global.for_parts());
-    let raw_mode = attach(&mut launch, terminal, &options, purpose.mode)?;
+    let mut launch = Launch::stand_in("monitor", &global.for_stand_in());
+    let raw_mode = console.attach(&mut launch, terminal)?;
     let config = MonitorConfig {
         record,
         mode: purpose.mode,
@@ -177,11 +180,15 @@ fn hand_over(namespaces: Vec<Namespace>, launch: &mut Launch) -> Vec<NamespaceCo
     namespaces.into_iter().map(hand_over).collect()
 }
 
-fn refuse_descriptors(options: &Options) -> anyhow::Result<()> {
-    if options.preserve_fds > 0 {
+/// Refuses `--preserve-fds`.
+///
+/// # Errors
+/// There are descriptors to be preserved.
+pub fn refuse_descriptors(preserve_fds: u32) -> anyhow::Result<()> {
+    if preserve_fds > 0 {
         bail!(
-            "--preserve-fds={}: a guest cannot be given descriptors of the host: leave it out",
-            options.preserve_fds
+            "--preserve-fds={preserve_fds}: a guest cannot be given descriptors of the host: leave \
+             it out"
         );
     }
     Ok(())
@@ -262,71 +269,4 @@ where
         Ok(value) => Ok(Some(value)),
         Err(error) => bail!("annotations[{name:?}]: {text:?}: {error}"),
     }
-}
-
-/// The first size of the container's terminal, if it is to have one.
-fn find_terminal(
-    bundle: &Bundle,
-    options: &Options,
-    mode: Mode,
-) -> anyhow::Result<Option<WindowSize>> {
-    let attached = mode == Mode::Attached;
-    let socket = options.console_socket.is_some();
-    if socket && (attached || !bundle.terminal()) {
-        bail!("cannot use console socket if kiln will not detach or allocate tty");
-    }
-    if !bundle.terminal() {
-        return Ok(None);
-    }
-    if !attached {
-        if !socket {
-            bail!("cannot allocate tty if kiln will detach without setting console socket");
-        }
-        return Ok(Some(configured_size(bundle)));
-    }
-    // SAFETY: standard input stays open.
-    match terminal::size(unsafe { BorrowedFd::borrow_raw(0) }.as_fd()) {
-        Some(size) => Ok(Some(size)),
-        None => bail!(
-            "process.terminal: standard input is not a terminal: set it to false, or run kiln in a \
-             terminal"
-        ),
-    }
-}
-
-fn configured_size(bundle: &Bundle) -> WindowSize {
-    let process = bundle.spec.process().as_ref();
-    let size = process.and_then(|process| process.console_size());
-    let cells = |count: u64| u16::try_from(count).unwrap_or(u16::MAX);
-    size.map_or(WindowSize { rows: 0, columns: 0 }, |size| WindowSize {
-        rows: cells(size.height()),
-        columns: cells(size.width()),
-    })
-}
-
-/// Gives the monitor its session and terminal. A foreground one shares the command's, which is in
-/// raw mode as long as the result lives.
-fn attach(
-    launch: &mut Launch,
-    terminal: Option<WindowSize>,
-    options: &Options,
-    mode: Mode,
-) -> anyhow::Result<Option<RawMode>> {
-    if mode == Mode::Attached {
-        return terminal.map(|_| RawMode::enter()).transpose().context("terminal");
-    }
-    let slave = match (&options.console_socket, terminal) {
-        (Some(socket), Some(size)) => Some(send_terminal(socket, size)?),
-        _ => None,
-    };
-    launch.lead_session(slave)?;
-    Ok(None)
-}
-
-/// Makes a terminal and sends its master to whoever listens on `socket`; gives the slave.
-pub fn send_terminal(socket: &Path, size: WindowSize) -> anyhow::Result<OwnedFd> {
-    let (master, slave) = terminal::open_pair(size).context("terminal")?;
-    terminal::send_master(socket, master, slave.as_fd())
-        .with_context(|| format!("--console-socket {}", socket.display()))?;
-    Ok(slave)
 }

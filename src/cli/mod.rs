@@ -5,15 +5,18 @@
 
 mod checkpoint;
 mod completions;
+mod console;
 mod create;
 mod delete;
 mod doctor;
+mod exec;
 mod features;
 mod internal;
 mod kill;
 mod launch;
 mod list;
 mod man;
+mod request;
 mod run;
 mod spec;
 mod start;
@@ -85,6 +88,12 @@ pub struct Global {
 }
 
 impl Global {
+    /// The options that a process gets too that stands for one in a guest: how it logs, and where.
+    pub fn for_stand_in(&self) -> Vec<OsString> {
+        let log = self.log.iter().flat_map(|path| [OsString::from("--log"), path.into()]);
+        log.chain(self.for_parts()).collect()
+    }
+
     /// The options that the processes of a machine get too: how they log, on standard error. They
     /// close every file but those that they are given to serve their guest with, a log's too.
     pub fn for_parts(&self) -> Vec<OsString> {
@@ -117,6 +126,8 @@ enum Verb {
     Start(start::Start),
     /// Create and start a container
     Run(run::Run),
+    /// Execute a further program in a running container
+    Exec(exec::Exec),
     /// Print a container's state as JSON
     State(state::State),
     /// Send a signal to a container's processes
@@ -147,6 +158,9 @@ enum Verb {
     /// The process that stands for a sandbox
     #[command(hide = true)]
     Monitor(internal::Internal),
+    /// The process that stands for a further program in a container
+    #[command(hide = true)]
+    ExecProxy(internal::Internal),
     /// The machine of the kvm engine
     #[command(hide = true)]
     Vmm(internal::Internal),
@@ -209,6 +223,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Create(create) => create::run(global, create),
         Verb::Start(start) => start::run(global, &start),
         Verb::Run(run) => run::run(global, run),
+        Verb::Exec(exec) => exec::run(global, exec),
         Verb::State(state) => state::run(global, &state),
         Verb::Kill(kill) => kill::run(global, &kill),
         Verb::Delete(delete) => delete::run(global, &delete),
@@ -222,6 +237,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Man(man) => man::run(&man),
         Verb::Vm(Vm::Run(vm_run)) => vm_run::run(global, vm_run),
         Verb::Monitor(config) => internal::monitor(config),
+        Verb::ExecProxy(config) => internal::exec_proxy(config),
         Verb::Vmm(config) => internal::vmm(config),
         Verb::Devices(config) => internal::devices(config),
         Verb::Fs(config) => internal::fs(config),

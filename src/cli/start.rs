@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use super::{Global, Reported, delete};
+use super::{Global, delete, request};
 use crate::hooks;
-use crate::sandbox::control::{self, Reply, Request};
+use crate::sandbox::control::Request;
 use crate::state::{self, Container, Status};
 
 /// Options of `kiln start`.
@@ -20,10 +20,8 @@ pub fn run(global: &Global, start: &Start) -> anyhow::Result<ExitCode> {
     if container.status() == Status::Stopped {
         anyhow::bail!("cannot start a container that has stopped");
     }
-    match control::ask(&container, Request::Start)? {
-        Reply::Done => run_hooks(&container),
-        Reply::Failed { message, .. } => Err(Reported { exit_code: 1, error: message }.into()),
-    }
+    request::perform(&container, Request::Start, &[])?;
+    run_hooks(&container)
 }
 
 /// Runs the hooks that come after the start. If one fails, the container is stopped.

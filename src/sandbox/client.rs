@@ -1,8 +1,9 @@
-//! The command's side of a sandbox: it starts the monitor, passes signals and the size of its
-//! terminal on, and waits for the outcome.
+//! The command's side of a sandbox, or of an exec: it starts the process that stands for it, passes
+//! signals and the size of its terminal on, and waits for the outcome.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::ExitStatus;
 
 use anyhow::{Context, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -25,7 +26,18 @@ fn handled() -> SigSet {
 /// Runs the hooks of an occasion; the number is the monitor's process id.
 type Hooks = Box<dyn Fn(Occasion, u32) -> anyhow::Result<()>>;
 
-/// A monitor that is being started.
+/// How the wait for a process that stands for one in a guest ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// It goes on by itself.
+    Released,
+    /// It has ended, and says how that came.
+    Outcome(Outcome),
+    /// It was ended.
+    Died(ExitStatus),
+}
+
+/// A process that stands for one in a guest, and is being started.
 pub struct Client {
     signals: SignalFd,
     socket: OwnedFd,
@@ -33,7 +45,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Begins to take in signals. The second value is the monitor's end of the socket.
+    /// Begins to take in signals. The second value is the process's end of the socket.
     ///
     /// # Errors
     /// No descriptors are left.
@@ -51,45 +63,55 @@ impl Client {
         self.hooks = Box::new(hooks);
     }
 
-    /// Starts the monitor and waits for what its [`Mode`](super::Mode) says: for its end, which has
+    /// Starts a monitor and waits for what its [`Mode`](super::Mode) says: for its end, which has
     /// an outcome, or until it goes on by itself.
     ///
     /// # Errors
     /// The monitor can't be started, or ended without an outcome, or a hook failed.
     pub fn supervise(self, launch: Launch) -> anyhow::Result<Option<Outcome>> {
-        // The terminal's signals reach the whole process group; the monitor looks at who sent them.
-        let blocked = handled();
-        let mut monitor =
-            launch.spawn_with(move || Ok(blocked.thread_block()?)).context("monitor")?;
-        loop {
-            match self.wait(&mut monitor)? {
-                Some(FromMonitor::At(occasion)) => {
-                    (self.hooks)(occasion, monitor.id())?;
-                    // A monitor that has ended shows by its pidfd.
-                    let _ = packet::send_message(self.socket.as_fd(), &FromCommand::Proceed);
-                }
-                Some(FromMonitor::Reached) => {
-                    monitor.release();
-                    return Ok(None);
-                }
-                Some(FromMonitor::Ended(outcome)) => {
-                    monitor.wait().context("monitor")?;
-                    return Ok(Some(outcome));
-                }
-                None => {
-                    let status = monitor.wait().context("monitor")?;
-                    bail!("the sandbox's monitor {} without an outcome", describe(status))
-                }
+        match self.stand_by(launch)? {
+            Ending::Released => Ok(None),
+            Ending::Outcome(outcome) => Ok(Some(outcome)),
+            Ending::Died(status) => {
+                bail!("the sandbox's monitor {} without an outcome", describe(status))
             }
         }
     }
 
-    fn wait(&self, monitor: &mut Process) -> anyhow::Result<Option<FromMonitor>> {
+    /// Starts the process and waits for its end, or until it goes on by itself.
+    ///
+    /// # Errors
+    /// It can't be started, or a hook failed.
+    pub fn stand_by(self, launch: Launch) -> anyhow::Result<Ending> {
+        // The terminal's signals reach the whole process group; the process looks at who sent them.
+        let blocked = handled();
+        let mut process = launch.spawn_with(move || Ok(blocked.thread_block()?))?;
+        loop {
+            match self.wait(&mut process)? {
+                Some(FromMonitor::At(occasion)) => {
+                    (self.hooks)(occasion, process.id())?;
+                    // A process that has ended shows by its pidfd.
+                    let _ = packet::send_message(self.socket.as_fd(), &FromCommand::Proceed);
+                }
+                Some(FromMonitor::Reached) => {
+                    process.release();
+                    return Ok(Ending::Released);
+                }
+                Some(FromMonitor::Ended(outcome)) => {
+                    process.wait()?;
+                    return Ok(Ending::Outcome(outcome));
+                }
+                None => return Ok(Ending::Died(process.wait()?)),
+            }
+        }
+    }
+
+    fn wait(&self, process: &mut Process) -> anyhow::Result<Option<FromMonitor>> {
         loop {
             let mut polled = [
                 PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
-                PollFd::new(monitor.pidfd(), PollFlags::POLLIN),
+                PollFd::new(process.pidfd(), PollFlags::POLLIN),
             ];
             match poll(&mut polled, PollTimeout::NONE) {
                 Ok(_) | Err(nix::Error::EINTR) => {}
@@ -101,7 +123,7 @@ impl Client {
             }
             if socket {
                 return packet::receive(self.socket.as_fd(), MsgFlags::empty())
-                    .context("the monitor's message");
+                    .context("its message");
             }
             if ended {
                 return Ok(None);
@@ -121,7 +143,7 @@ impl Client {
             } else {
                 FromCommand::Signal(number)
             };
-            // A monitor that has ended shows by its pidfd.
+            // A process that has ended shows by its pidfd.
             let _ = packet::send_message(self.socket.as_fd(), &message);
         }
         Ok(())

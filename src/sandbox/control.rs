@@ -2,23 +2,30 @@
 //!
 //! `<root>/<id>/control` is a listening `SOCK_SEQPACKET` socket. A command connects, sends one
 //! [`Request`] and gets one [`Reply`]; the monitor takes requests one at a time, so that those on
-//! one container are serialised. Only who may enter the state directory may connect.
+//! one container are serialised. Only who may enter the state directory may connect. What may be
+//! long comes as a [`document`].
 //!
 //! A connection that has asked for [`Request::Exec`] stands for that process from then on: what it
-//! sends is for the process, what it gets is about it, and its end is the process's.
+//! sends is for the process ([`FromCommand`]), what it gets is about it, and its end is the
+//! process's.
 
+use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
+use kiln_protocol::{ExecId, ExitStatus, WindowSize};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, accept4, connect, socket,
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
+use tokio::sync::mpsc::Sender;
 
 use super::events::{Event, Sources};
-use super::{packet, readable};
+use super::{FromCommand, packet, readable};
 use crate::state::Container;
 
 /// The socket's name in the state directory.
@@ -37,6 +44,22 @@ pub enum Request {
         /// To all of them.
         all: bool,
     },
+    /// The `process` of the container's configuration, as a document.
+    Process,
+    /// Execute a further program: an OCI `process` object that comes as a document.
+    Exec(Exec),
+}
+
+/// How a further program is executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exec {
+    /// The process on the host that stands for it.
+    pub proxy: i32,
+    /// It has a terminal of this size.
+    pub terminal: Option<WindowSize>,
+    /// In a paused container too: it begins when that is resumed.
+    pub ignore_paused: bool,
 }
 
 /// What the monitor answers.
@@ -45,6 +68,14 @@ pub enum Request {
 pub enum Reply {
     /// It is done.
     Done,
+    /// It is in the document that comes with this.
+    Document,
+    /// Of an exec: its streams come with this.
+    Streams,
+    /// Of an exec: its program runs.
+    Started,
+    /// Of an exec: its program has ended. Output may still come.
+    Ended(ExitStatus),
     /// It can't be done, or went wrong.
     Failed {
         /// Why.
@@ -66,32 +97,58 @@ impl Reply {
 pub struct Asker(Arc<OwnedFd>);
 
 impl Asker {
-    /// Answers. A command that has gone misses it.
+    /// Answers. A command that has gone, or doesn't read, misses it.
     pub fn answer(&self, reply: &Reply) {
-        if let Err(error) = packet::send_message(self.0.as_fd(), reply) {
+        self.answer_with(reply, &[]);
+    }
+
+    /// Answers with descriptors.
+    pub fn answer_with(&self, reply: &Reply, descriptors: &[OwnedFd]) {
+        if let Err(error) = packet::send_with(self.0.as_fd(), reply, descriptors) {
             tracing::debug!(%error, "a command has gone before its answer");
         }
     }
 }
 
-/// Asks the monitor of a container.
+/// Asks the monitor of a container. Descriptors may go with the request and come with the reply.
 ///
 /// # Errors
 /// The monitor can't be reached: it is about to end, or has ended.
-pub fn ask(container: &Container, request: Request) -> io::Result<Reply> {
+pub fn ask(
+    container: &Container,
+    request: Request,
+    descriptors: &[OwnedFd],
+) -> io::Result<(Reply, Vec<OwnedFd>)> {
     let connection = reach(container)?;
-    packet::send_message(connection.as_fd(), &request)?;
-    let reply = packet::receive(connection.as_fd(), MsgFlags::empty())?;
+    packet::send_with(connection.as_fd(), &request, descriptors)?;
+    let reply = packet::receive_with(connection.as_fd(), MsgFlags::empty())?;
     reply.ok_or_else(|| io::ErrorKind::ConnectionReset.into())
 }
 
-fn reach(container: &Container) -> io::Result<OwnedFd> {
+/// Connects to the monitor of a container.
+///
+/// # Errors
+/// As [`ask`].
+pub fn reach(container: &Container) -> io::Result<OwnedFd> {
     let directory = container.open()?;
     let name = Container::short_name(&directory, NAME);
     let kind = SockType::SeqPacket;
     let connection = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
     connect(connection.as_raw_fd(), &UnixAddr::new(&name)?)?;
     Ok(connection)
+}
+
+/// Numbers for execs.
+#[derive(Debug, Clone, Default)]
+struct Numbers(Rc<Cell<u32>>);
+
+impl Numbers {
+    /// One that was never given.
+    fn next(&self) -> Option<ExecId> {
+        let number = self.0.get();
+        self.0.set(number.checked_add(1)?);
+        Some(ExecId(number))
+    }
 }
 
 impl Sources {
@@ -101,20 +158,20 @@ impl Sources {
     /// The runtime can't watch it.
     pub fn watch_commands(&self, listener: OwnedFd) -> io::Result<()> {
         let listener = readable::register(listener)?;
-        let sources = self.clone();
+        let (sources, numbers) = (self.clone(), Numbers::default());
         tokio::task::spawn_local(async move {
             loop {
                 let next = listener.async_io(Interest::READABLE, |listener| {
                     let number = accept4(listener.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
                     // SAFETY: the kernel has just made the descriptor for this process.
-                    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(number) })
+                    Ok(unsafe { OwnedFd::from_raw_fd(number) })
                 });
                 match next.await {
-                    Ok(connection) => sources.serve(connection),
+                    Ok(connection) => sources.serve(connection, numbers.clone()),
                     // The command has hung up, or this process has no descriptors left for now.
                     Err(error) => {
                         tracing::warn!(%error, "a command could not be answered");
-                        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                        tokio::time::sleep(Duration::from_millis(20)).await;
                     }
                 }
             }
@@ -122,7 +179,7 @@ impl Sources {
         Ok(())
     }
 
-    fn serve(&self, connection: OwnedFd) {
+    fn serve(&self, connection: OwnedFd, numbers: Numbers) {
         let connection = Arc::new(connection);
         let asker = Asker(Arc::clone(&connection));
         let receiver = connection.try_clone().and_then(packet::Receiver::new);
@@ -130,26 +187,53 @@ impl Sources {
         let sender = self.sender();
         tokio::task::spawn_local(async move {
             loop {
-                match receiver.next().await {
-                    Ok(Some(request)) => {
-                        if sender.send(Event::Asked(request, asker.clone())).await.is_err() {
-                            return;
-                        }
-                    }
+                let (request, descriptors) = match receiver.next_with().await {
+                    Ok(Some(received)) => received,
                     Ok(None) => return,
                     Err(error) => {
                         asker.answer(&Reply::refusal(format!("unreadable request: {error}")));
                         return;
                     }
+                };
+                let event = match request {
+                    Request::Exec(how) => {
+                        let Some(exec) = numbers.next() else {
+                            return asker.answer(&Reply::refusal("no numbers are left for execs"));
+                        };
+                        let event = Event::ExecAsked { exec, how, descriptors, asker };
+                        if sender.send(event).await.is_ok() {
+                            stand_for(exec, receiver, sender).await;
+                        }
+                        return;
+                    }
+                    other => Event::Asked(other, asker.clone()),
+                };
+                if sender.send(event).await.is_err() {
+                    return;
                 }
             }
         });
     }
 }
 
+/// Reports what a connection has for the process that it stands for, and its end.
+async fn stand_for(exec: ExecId, connection: packet::Receiver, sender: Sender<Event>) {
+    loop {
+        let event = match connection.next::<FromCommand>().await {
+            Ok(Some(message)) => Event::ExecTold(exec, message),
+            Ok(None) | Err(_) => Event::ExecGone(exec),
+        };
+        let is_end = matches!(event, Event::ExecGone(_));
+        if sender.send(event).await.is_err() || is_end {
+            return;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::document;
     use crate::state::{Record, StateDir, Status};
     use std::path::PathBuf;
 
@@ -176,8 +260,9 @@ mod tests {
         dir.write(&record).expect("written");
         let listener = dir.listen(NAME).expect("listens");
         let container = crate::state::find(root.path(), &id).expect("there");
-        let command =
-            std::thread::spawn(move || ask(&container, Request::Signal { signal: 15, all: true }));
+        let command = std::thread::spawn(move || {
+            ask(&container, Request::Signal { signal: 15, all: true }, &[])
+        });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         tokio::task::LocalSet::new().block_on(&runtime.expect("runtime"), async {
             let (sources, mut events) = super::super::events::open();
@@ -188,7 +273,29 @@ mod tests {
             assert_eq!(request, Request::Signal { signal: 15, all: true });
             asker.answer(&Reply::refusal("no"));
         });
-        let reply = command.join().expect("ends").expect("answered");
+        let (reply, _) = command.join().expect("ends").expect("answered");
         assert_eq!(reply, Reply::Failed { message: "no".to_owned(), exit_code: 1 });
+    }
+
+    #[test]
+    fn connection_that_asked_for_an_exec_stands_for_it() {
+        let (ours, theirs) = packet::pair().expect("pair");
+        let how = Exec { proxy: 1, terminal: None, ignore_paused: false };
+        let process = document::write(&"process").expect("document");
+        packet::send_with(ours.as_fd(), &Request::Exec(how), &[process]).expect("sent");
+        packet::send_with(ours.as_fd(), &FromCommand::Signal(15), &[]).expect("sent");
+        drop(ours);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        tokio::task::LocalSet::new().block_on(&runtime.expect("runtime"), async {
+            let (sources, mut events) = super::super::events::open();
+            sources.serve(theirs, Numbers::default());
+            let Some(Event::ExecAsked { exec, descriptors, .. }) = events.recv().await else {
+                panic!("no exec")
+            };
+            assert_eq!(document::read(descriptors).expect("read").get(), "\"process\"");
+            let told = events.recv().await;
+            assert!(matches!(told, Some(Event::ExecTold(e, FromCommand::Signal(15))) if e == exec));
+            assert!(matches!(events.recv().await, Some(Event::ExecGone(e)) if e == exec));
+        });
     }
 }

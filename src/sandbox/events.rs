@@ -1,4 +1,5 @@
-//! Everything that can happen to a sandbox, from all sources, in one channel.
+//! Everything that can happen to a sandbox, or to the process that stands for an exec, from all
+//! sources, in one channel.
 //!
 //! Each source is a task that waits for one descriptor. The channel is bounded, so a source that
 //! talks faster than the monitor listens waits in its own socket.
@@ -8,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use kiln_protocol::frame::{Decoder, FrameError};
-use kiln_protocol::{CONTROL_PORT, FromAgent, MAX_FROM_AGENT};
+use kiln_protocol::{CONTROL_PORT, ExecId, FromAgent, MAX_FROM_AGENT};
 use kiln_vmm::config::VmmEvent;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -18,7 +19,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::FromCommand;
 use super::broker::Broker;
-use super::control::{Asker, Request};
+use super::control::{Asker, Exec, Reply, Request};
 use super::machine::Role;
 use super::{packet, readable};
 
@@ -48,6 +49,24 @@ pub enum Event {
     CommandGone,
     /// A later command asks for something.
     Asked(Request, Asker),
+    /// A later command asks for a program to be executed.
+    ExecAsked {
+        /// Its number.
+        exec: ExecId,
+        /// How.
+        how: Exec,
+        /// What came with the request.
+        descriptors: Vec<OwnedFd>,
+        /// The connection that stands for it.
+        asker: Asker,
+    },
+    /// The process that stands for an exec has something for it.
+    ExecTold(ExecId, FromCommand),
+    /// The process that stands for an exec has ended.
+    ExecGone(ExecId),
+    /// To a process that stands for an exec: its monitor has something to say, or, if there is
+    /// nothing, has ended.
+    Monitor(Option<(Reply, Vec<OwnedFd>)>),
     /// The container was to be killed, and the guest has had time enough for that.
     KillOverdue,
     /// Somebody sent the monitor itself this signal.
@@ -196,6 +215,24 @@ impl Sources {
                 }
             }
             let _ = sender.send(Event::CommandGone).await;
+        });
+        Ok(())
+    }
+
+    /// Reports what the monitor answers, and its end.
+    ///
+    /// # Errors
+    /// The runtime can't watch it.
+    pub fn watch_monitor(&self, connection: OwnedFd) -> io::Result<()> {
+        let receiver = packet::Receiver::new(connection)?;
+        let sender = self.0.clone();
+        tokio::task::spawn_local(async move {
+            while let Ok(Some(reply)) = receiver.next_with().await {
+                if sender.send(Event::Monitor(Some(reply))).await.is_err() {
+                    return;
+                }
+            }
+            let _ = sender.send(Event::Monitor(None)).await;
         });
         Ok(())
     }

@@ -11,6 +11,8 @@
 //! * [`phases`]: where the time went.
 //! * [`client`]: the side of the command that starts a sandbox.
 //! * [`control`]: the side of later commands, and how the monitor hears them.
+//! * [`proxy`]: the process that stands for a further program in the container.
+//! * [`document`]: what is too long for a message between those.
 //!
 //! # Promises
 //! Nothing outlives the monitor: the kernel kills its children when it ends, and they end when their
@@ -23,11 +25,13 @@ mod broker;
 pub mod client;
 pub mod control;
 mod conversation;
+pub mod document;
 mod events;
 pub mod machine;
 mod monitor;
 pub mod packet;
 pub mod phases;
+mod proxy;
 mod readable;
 mod stdio;
 pub mod tail;
@@ -44,6 +48,7 @@ use crate::cgroup;
 use crate::state::Record;
 
 pub use monitor::run;
+pub use proxy::{ProxyConfig, run as run_proxy};
 
 /// What executes the guest's code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -15,6 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use kiln_protocol::{STREAM_PORT, Stdio, StreamHeader, StreamToken, WindowSize};
 use tokio::sync::mpsc::Sender;
@@ -37,83 +38,151 @@ pub struct Activity {
 impl Activity {
     /// Reads from the guest so far, or `None` while the caller's reader is waited for: then the
     /// guest has no part in it.
-    pub fn reads(&self) -> Option<u64> {
+    fn reads(&self) -> Option<u64> {
         let idle = self.writing.load(Ordering::Relaxed) == 0;
         idle.then(|| self.reads.load(Ordering::Relaxed))
     }
 }
 
-/// The streams of a container's process, not connected yet.
+/// How long the guest may keep quiet with an output stream open, once the process has ended.
+pub const QUIET: Duration = Duration::from_secs(10);
+
+/// Waits for the end of output streams of a process that has ended, each [`QUIET`] anew.
 #[derive(Debug)]
-pub struct Streams {
-    /// What the agent is told.
-    pub stdio: Stdio,
-    /// What the output streams are about.
-    pub activity: Arc<Activity>,
+pub struct Drain<'a> {
+    activity: &'a Activity,
+    before: Option<u64>,
+}
+
+impl<'a> Drain<'a> {
+    /// Begins to wait.
+    pub fn new(activity: &'a Activity) -> Self {
+        Self { activity, before: None }
+    }
+
+    /// [`QUIET`] has passed: whether the guest has kept quiet for all of it. Then it keeps a stream
+    /// open without a word, and is not waited for.
+    pub fn is_stuck(&mut self) -> bool {
+        let reads = self.activity.reads();
+        let stuck = reads.is_some() && reads == self.before;
+        self.before = reads;
+        stuck
+    }
+}
+
+/// Names for streams: none is given twice in a sandbox's life.
+#[derive(Debug, Default)]
+pub struct Tokens {
+    next: u64,
+}
+
+impl Tokens {
+    fn next(&mut self) -> StreamToken {
+        let token = StreamToken(self.next);
+        // A sandbox that has an exec every microsecond needs 200 000 years to come round.
+        self.next = self.next.wrapping_add(1);
+        token
+    }
+
+    /// Streams for a process with a terminal of this size, or with three pipes.
+    pub fn stdio(&mut self, terminal: Option<WindowSize>) -> Stdio {
+        match terminal {
+            Some(size) => Stdio::Terminal { stream: self.next(), size },
+            None => Stdio::Pipes {
+                stdin: Some(self.next()),
+                stdout: Some(self.next()),
+                stderr: Some(self.next()),
+            },
+        }
+    }
+}
+
+/// The connected streams of a process.
+#[derive(Debug)]
+pub enum Streams {
+    /// A terminal's, both ways.
+    Terminal(UnixStream),
+    /// Standard input, output and error.
+    Pipes([UnixStream; 3]),
 }
 
 impl Streams {
-    /// A terminal of this size, or three pipes.
-    pub fn new(terminal: Option<WindowSize>) -> Self {
-        let stdio = match terminal {
-            Some(size) => Stdio::Terminal { stream: StreamToken(0), size },
-            None => Stdio::Pipes {
-                stdin: Some(StreamToken(0)),
-                stdout: Some(StreamToken(1)),
-                stderr: Some(StreamToken(2)),
-            },
-        };
-        Self { stdio, activity: Arc::default() }
-    }
-
-    /// Connects the streams and begins to copy. Gives the number of streams of which the end will
-    /// be reported: those out of the guest.
+    /// Connects a process's streams, as [`Tokens::stdio`] has named them.
     ///
     /// # Errors
-    /// A connection can't be made, or no thread.
-    pub fn connect(&self, broker: &Broker, ended: &Sender<Event>) -> io::Result<usize> {
-        match &self.stdio {
-            Stdio::Terminal { stream, .. } => {
-                let connection = open(broker, *stream)?;
-                copy_in(connection.try_clone()?)?;
-                self.copy_out(connection, 1, ended)?;
+    /// A connection can't be made.
+    pub fn connect(broker: &Broker, stdio: &Stdio) -> io::Result<Self> {
+        match stdio {
+            Stdio::Terminal { stream, .. } => Ok(Self::Terminal(open(broker, *stream)?)),
+            Stdio::Pipes { stdin: Some(stdin), stdout: Some(stdout), stderr: Some(stderr) } => {
+                let [stdin, stdout, stderr] =
+                    [stdin, stdout, stderr].map(|token| open(broker, *token));
+                Ok(Self::Pipes([stdin?, stdout?, stderr?]))
+            }
+            Stdio::Pipes { .. } => Err(io::Error::other("a stream has no name")),
+        }
+    }
+
+    /// For another process to relay.
+    pub fn into_descriptors(self) -> Vec<OwnedFd> {
+        match self {
+            Self::Terminal(stream) => vec![stream.into()],
+            Self::Pipes(streams) => streams.map(OwnedFd::from).into(),
+        }
+    }
+
+    /// What [`into_descriptors`](Self::into_descriptors) gave.
+    ///
+    /// # Errors
+    /// Not as many as there are.
+    pub fn from_descriptors(descriptors: Vec<OwnedFd>) -> io::Result<Self> {
+        match <[OwnedFd; 3]>::try_from(descriptors) {
+            Ok(streams) => Ok(Self::Pipes(streams.map(UnixStream::from))),
+            Err(descriptors) => match <[OwnedFd; 1]>::try_from(descriptors) {
+                Ok([stream]) => Ok(Self::Terminal(stream.into())),
+                Err(_) => Err(io::Error::other("neither a terminal's stream nor three")),
+            },
+        }
+    }
+
+    /// Begins to copy. Gives the number of streams of which the end will be reported: those out of
+    /// the guest.
+    ///
+    /// # Errors
+    /// No threads or descriptors are left.
+    pub fn relay(self, activity: &Arc<Activity>, ended: &Sender<Event>) -> io::Result<usize> {
+        match self {
+            Self::Terminal(stream) => {
+                copy_in(stream.try_clone()?)?;
+                start_copy_out(stream, 1, activity, ended)?;
                 Ok(1)
             }
-            Stdio::Pipes { stdin, stdout, stderr } => {
-                if let Some(token) = stdin {
-                    copy_in(open(broker, *token)?)?;
-                }
-                let mut outputs = 0;
-                for (token, number) in [(stdout, 1), (stderr, 2)] {
-                    if let Some(token) = token {
-                        self.copy_out(open(broker, *token)?, number, ended)?;
-                        outputs += 1;
-                    }
-                }
-                Ok(outputs)
+            Self::Pipes([stdin, stdout, stderr]) => {
+                copy_in(stdin)?;
+                start_copy_out(stdout, 1, activity, ended)?;
+                start_copy_out(stderr, 2, activity, ended)?;
+                Ok(2)
             }
         }
     }
 }
 
-impl Streams {
-    /// Starts to copy a stream of the guest to a standard stream; its end is reported.
-    fn copy_out(
-        &self,
-        mut guest: UnixStream,
-        number: i32,
-        ended: &Sender<Event>,
-    ) -> io::Result<()> {
-        let mut output = File::from(standard(number)?);
-        let (activity, ended) = (Arc::clone(&self.activity), ended.clone());
-        let copying = move || {
-            copy_out(&mut guest, &mut output, &activity);
-            // The monitor is gone if it doesn't listen.
-            let _ = ended.blocking_send(Event::StreamEnded);
-        };
-        thread::Builder::new().name("kiln-stdout".to_owned()).spawn(copying)?;
-        Ok(())
-    }
+/// Starts to copy a stream of the guest to a standard stream; its end is reported.
+fn start_copy_out(
+    mut guest: UnixStream,
+    number: i32,
+    activity: &Arc<Activity>,
+    ended: &Sender<Event>,
+) -> io::Result<()> {
+    let mut output = File::from(standard(number)?);
+    let (activity, ended) = (Arc::clone(activity), ended.clone());
+    let copying = move || {
+        copy_out(&mut guest, &mut output, &activity);
+        // Who listens no more has no use for it.
+        let _ = ended.blocking_send(Event::StreamEnded);
+    };
+    thread::Builder::new().name("kiln-stdout".to_owned()).spawn(copying)?;
+    Ok(())
 }
 
 fn open(broker: &Broker, token: StreamToken) -> io::Result<UnixStream> {

@@ -26,7 +26,7 @@ pub fn kiln(stage: &Stage, args: &[&str]) -> Output {
     stage.kiln().args(args).output().expect("kiln")
 }
 
-/// What kiln prints, which succeeds.
+/// What a command that succeeds wrote.
 pub fn succeeds(stage: &Stage, args: &[&str]) -> String {
     let output = kiln(stage, args);
     assert!(output.status.success(), "{args:?}: {}", errors(&output));

@@ -9,6 +9,7 @@
 mod bad_input;
 mod cgroup;
 mod command_line;
+mod exec;
 mod hooks;
 mod jail;
 mod lifecycle;

@@ -20,7 +20,7 @@ fn run(args: &[&str]) -> (Stage, Output) {
 }
 
 /// Waits until a child has written this line to the pipe that is its standard output.
-fn wait_for_line(child: &mut Child, line: &str) {
+pub fn wait_for_line(child: &mut Child, line: &str) {
     let mut stdout = child.stdout.take().expect("a pipe");
     let mut seen = String::new();
     let mut byte = [0];

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::pty::{OpenptyResult, Winsize, openpty};
@@ -18,19 +18,57 @@ const PATIENCE: u16 = 60_000;
 
 nix::ioctl_write_ptr_bad!(set_window_size, libc::TIOCSWINSZ, Winsize);
 
-/// A user at a terminal on which kiln runs.
-struct User {
+/// The side of a terminal at which somebody sits.
+pub struct Screen {
     master: File,
-    slave: OwnedFd,
-    kiln: Child,
     seen: String,
 }
 
+impl Screen {
+    /// Of a terminal with this master.
+    pub fn new(master: OwnedFd) -> Self {
+        Self { master: master.into(), seen: String::new() }
+    }
+
+    /// Reads until the screen shows something.
+    pub fn see(&mut self, text: &str) {
+        let mut buffer = [0; 1024];
+        while !self.seen.contains(text) {
+            let mut polled = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
+            let ready = poll(&mut polled, PATIENCE).expect("polls");
+            assert_eq!(ready, 1, "{text:?} did not come, but {:?}", self.seen);
+            let length = self.master.read(&mut buffer).expect("reads");
+            self.seen.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+        self.seen.clear();
+    }
+
+    /// Types something.
+    pub fn write(&mut self, text: &str) {
+        self.master.write_all(text.as_bytes()).expect("writes");
+    }
+
+    /// Makes the window another size.
+    pub fn resize(&self, size: &Winsize) {
+        // SAFETY: the kernel reads a winsize.
+        unsafe { set_window_size(self.master.as_raw_fd(), size) }.expect("resized");
+    }
+}
+
+/// A user at a terminal on which kiln runs.
+pub struct User {
+    /// What the user sees and types.
+    pub screen: Screen,
+    slave: OwnedFd,
+    /// The command.
+    pub kiln: Child,
+}
+
 impl User {
-    fn run(stage: &Stage, size: Winsize) -> Self {
+    /// Calls a command on a terminal of this size.
+    pub fn call(mut command: Command, size: Winsize) -> Self {
         let OpenptyResult { master, slave } = openpty(Some(&size), None).expect("terminal");
         let stdio = || Stdio::from(slave.try_clone().expect("descriptor"));
-        let mut command = stage.run(&[]);
         command.stdin(stdio()).stdout(stdio()).stderr(stdio());
         let terminal = slave.as_raw_fd();
         let control = move || {
@@ -44,39 +82,29 @@ impl User {
         // SAFETY: only system calls.
         unsafe { command.pre_exec(control) };
         let kiln = command.spawn().expect("kiln runs");
-        Self { master: master.into(), slave, kiln, seen: String::new() }
+        Self { screen: Screen::new(master), slave, kiln }
     }
 
-    /// Reads until the screen shows something.
-    fn see(&mut self, text: &str) {
-        let mut buffer = [0; 1024];
-        while !self.seen.contains(text) {
-            let mut polled = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
-            let ready = poll(&mut polled, PATIENCE).expect("polls");
-            assert_eq!(ready, 1, "{text:?} did not come, but {:?}", self.seen);
-            let length = self.master.read(&mut buffer).expect("reads");
-            self.seen.push_str(&String::from_utf8_lossy(&buffer[..length]));
-        }
-        self.seen.clear();
-    }
-
-    fn write(&mut self, text: &str) {
-        self.master.write_all(text.as_bytes()).expect("writes");
-    }
-
-    fn echoes(&self) -> bool {
+    /// The terminal is not in raw mode.
+    pub fn echoes(&self) -> bool {
         tcgetattr(self.slave.as_fd()).expect("terminal").local_flags.contains(LocalFlags::ECHO)
     }
 }
 
-fn size(rows: u16, columns: u16) -> Winsize {
+/// A window's size.
+pub fn size(rows: u16, columns: u16) -> Winsize {
     Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }
 }
 
 /// Has the container's process run on a terminal.
 fn give_terminal(stage: &Stage) {
+    stage.edit(|config| config["process"]["terminal"] = json!(true));
+    give_terminals(stage);
+}
+
+/// Gives the container terminals for its processes.
+pub fn give_terminals(stage: &Stage) {
     stage.edit(|config| {
-        config["process"]["terminal"] = json!(true);
         config["mounts"].as_array_mut().expect("list").push(json!({
             "destination": "/dev/pts", "type": "devpts", "source": "devpts",
             "options": ["newinstance", "ptmxmode=0666", "mode=0620"],
@@ -90,13 +118,12 @@ fn terminal_is_raw_has_the_users_size_and_is_restored() {
                   while :; do read line && [ \"$line\" = end ] && exit 9; done";
     let stage = Stage::new(&["sh", "-c", script]);
     give_terminal(&stage);
-    let mut user = User::run(&stage, size(33, 111));
-    user.see("33 111\r\nready");
+    let mut user = User::call(stage.run(&[]), size(33, 111));
+    user.screen.see("33 111\r\nready");
     assert!(!user.echoes(), "the terminal is in raw mode");
-    // SAFETY: the kernel reads a winsize.
-    unsafe { set_window_size(user.master.as_raw_fd(), &size(40, 90)) }.expect("resized");
-    user.see("size 40 90");
-    user.write("end\r");
+    user.screen.resize(&size(40, 90));
+    user.screen.see("size 40 90");
+    user.screen.write("end\r");
     assert_eq!(user.kiln.wait().expect("ends").code(), Some(9));
     assert!(user.echoes(), "the terminal is as it was");
     assert!(stage.is_clean());
@@ -106,8 +133,8 @@ fn terminal_is_raw_has_the_users_size_and_is_restored() {
 fn terminal_is_restored_after_a_failure() {
     let stage = Stage::new(&["no-such-program"]);
     give_terminal(&stage);
-    let mut user = User::run(&stage, size(24, 80));
-    user.see("no-such-program");
+    let mut user = User::call(stage.run(&[]), size(24, 80));
+    user.screen.see("no-such-program");
     assert_eq!(user.kiln.wait().expect("ends").code(), Some(127));
     assert!(user.echoes());
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -12,17 +13,15 @@ use tokio::time::Instant;
 use super::failure::Failure;
 use super::{Monitor, Step};
 use crate::initrd;
+use crate::process::write_pid;
 use crate::sandbox::broker::Broker;
 use crate::sandbox::control::{Asker, Reply};
 use crate::sandbox::conversation::Progress;
 use crate::sandbox::machine::{self, Parts};
 use crate::sandbox::phases::Phase;
-use crate::sandbox::stdio::{Activity, Streams};
+use crate::sandbox::stdio::{Activity, Drain, QUIET, Streams};
 use crate::sandbox::{Mode, Occasion};
 use crate::state::Status;
-
-/// How long the guest may keep quiet with an output stream open, once the container has ended.
-const DRAIN: Duration = Duration::from_secs(10);
 
 impl Monitor {
     /// Runs the container to its end; gives the status to exit with.
@@ -32,8 +31,8 @@ impl Monitor {
         self.timeline.enter(Phase::Boot);
         self.greet().await?;
         self.timeline.enter(Phase::Create);
-        let streams = Streams::new(self.container.terminal);
-        let outputs = self.create(&broker, &streams).await?;
+        let activity = Arc::<Activity>::default();
+        let outputs = self.create(&broker, &activity).await?;
         self.record.cgroup.apply(&self.limits.cpu_time)?;
         self.note(Status::Created)?;
         let asked = match self.mode {
@@ -62,7 +61,8 @@ impl Monitor {
                 self.run_to_exit().await?
             }
         };
-        self.drain(outputs.saturating_sub(self.stream_ends), &streams.activity).await?;
+        self.drain(outputs.saturating_sub(self.stream_ends), &activity).await?;
+        self.drain_execs().await?;
         self.timeline.enter(Phase::Teardown);
         self.shut_down().await;
         Ok(status)
@@ -96,6 +96,7 @@ impl Monitor {
         self.machine = machine;
         let broker = Rc::new(Broker::new(broker)?);
         self.sources.watch_broker(Rc::clone(&broker));
+        self.broker = Some(Rc::clone(&broker));
         Ok(broker)
     }
 
@@ -121,7 +122,12 @@ impl Monitor {
     }
 
     /// Has the agent set the container up. Gives the number of its output streams.
-    async fn create(&mut self, broker: &Broker, streams: &Streams) -> Result<usize, Failure> {
+    async fn create(
+        &mut self,
+        broker: &Broker,
+        activity: &Arc<Activity>,
+    ) -> Result<usize, Failure> {
+        let stdio = self.tokens.stdio(self.container.terminal);
         let create = CreateContainer {
             container: self.container.id.clone(),
             config: self.container.config.clone(),
@@ -131,12 +137,13 @@ impl Monitor {
                 .iter()
                 .map(|bind| BindMount { mount: bind.index, is_file: bind.is_file })
                 .collect(),
-            stdio: streams.stdio.clone(),
+            stdio: stdio.clone(),
         };
         self.conversation.creating();
         self.tell(&ToAgent::Create(Box::new(create)))?;
-        let outputs =
-            streams.connect(broker, &self.sources.sender()).context("standard streams")?;
+        let outputs = Streams::connect(broker, &stdio)
+            .and_then(|streams| streams.relay(activity, &self.sources.sender()))
+            .context("standard streams")?;
         let deadline = self.deadline(self.deadlines.create);
         loop {
             match self.next(Some(deadline)).await? {
@@ -260,17 +267,13 @@ impl Monitor {
     /// Waits until all that the program wrote has been written on. A guest that keeps a stream open
     /// without a word is not waited for.
     async fn drain(&mut self, mut open: usize, activity: &Activity) -> Result<(), Failure> {
-        let mut before = None;
+        let mut drain = Drain::new(activity);
         while open > 0 {
-            match self.next(Some(Instant::now() + DRAIN)).await? {
+            match self.next(Some(Instant::now() + QUIET)).await? {
                 Step::StreamEnded => open -= 1,
-                Step::DeadlinePassed => {
-                    let reads = activity.reads();
-                    if reads.is_some() && reads == before {
-                        tracing::warn!("the guest keeps an output stream open: it is cut off");
-                        return Ok(());
-                    }
-                    before = reads;
+                Step::DeadlinePassed if drain.is_stuck() => {
+                    tracing::warn!("the guest keeps an output stream open: it is cut off");
+                    return Ok(());
                 }
                 Step::GuestEnded(how) => return Err(Failure::unasked_end(&how)),
                 _ => {}
@@ -340,13 +343,4 @@ fn welcome() -> anyhow::Result<ToAgent> {
     let now = clock_gettime(ClockId::CLOCK_REALTIME).context("wall clock")?;
     let unix_time_ns = now.tv_sec().saturating_mul(1_000_000_000).saturating_add(now.tv_nsec());
     Ok(ToAgent::Welcome { protocol: VERSION, unix_time_ns, entropy })
-}
-
-/// Writes this process's id so that a reader sees all of it or nothing.
-fn write_pid(path: &std::path::Path) -> std::io::Result<()> {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    let new = path.with_file_name(name);
-    std::fs::write(&new, std::process::id().to_string())?;
-    std::fs::rename(&new, path)
 }

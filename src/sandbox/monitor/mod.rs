@@ -2,8 +2,10 @@
 //!
 //! * [`life`]: the phases, one after the other.
 //! * [`watch`]: what happens next, and what it means.
+//! * [`execs`]: further programs in the container.
 //! * [`failure`]: why a container didn't run to its own end.
 
+mod execs;
 mod failure;
 mod life;
 mod watch;
@@ -12,6 +14,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -23,12 +26,15 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
+use self::execs::Execs;
 use self::failure::Failure;
+use super::broker::Broker;
 use super::control::{self, Asker};
 use super::conversation::{Conversation, Progress};
 use super::events::{self, Event, Sources, forwarded_signals};
 use super::machine::{Machine, Role};
 use super::phases::{Phase, Timeline};
+use super::stdio::Tokens;
 use super::tail::Tail;
 use super::{
     ContainerConfig, Deadlines, FromMonitor, GuestConfig, Mode, MonitorConfig, NamespaceConfig,
@@ -40,7 +46,7 @@ use crate::place;
 use crate::state::{Record, StateDir, Status};
 
 /// Messages to the agent that it has not read yet; more mean that it doesn't read.
-const UNREAD_MESSAGES: usize = 64;
+const UNREAD_MESSAGES: usize = 256;
 
 /// `kiln monitor`: runs a sandbox to its end.
 ///
@@ -133,6 +139,8 @@ enum Step {
     StartAsked(Asker),
     HooksRan,
     StreamEnded,
+    /// The process on the host that stands for an exec has ended.
+    ProxyGone,
     GuestEnded(GuestEnd),
     DeadlinePassed,
 }
@@ -167,7 +175,10 @@ struct Monitor {
     sources: Sources,
     events: mpsc::Receiver<Event>,
     machine: Machine,
+    broker: Option<Rc<Broker>>,
+    tokens: Tokens,
     agent: Option<Agent>,
+    execs: Execs,
     conversation: Conversation,
     console: Tail,
     errors: Vec<(Role, Tail)>,
@@ -214,7 +225,10 @@ impl Monitor {
             sources,
             events,
             machine: Machine::default(),
+            broker: None,
+            tokens: Tokens::default(),
             agent: None,
+            execs: Execs::default(),
             console: Tail::default(),
             errors: Vec::new(),
             new_size: None,

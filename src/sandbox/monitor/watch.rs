@@ -1,6 +1,7 @@
 //! What happens next: deadlines are kept, the agent is heard out under the rules of the conversation,
 //! and whatever ends a sandbox becomes a failure.
 
+use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -8,6 +9,8 @@ use anyhow::{Context, anyhow};
 use kiln_protocol::{ToAgent, WindowSize};
 use kiln_vmm::config::{GuestEnd, VmmEvent};
 use kiln_vmm::emulated::qemu;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep_until};
 
 use super::failure::Failure;
@@ -18,7 +21,7 @@ use crate::sandbox::events::Event;
 use crate::sandbox::machine::Role;
 use crate::sandbox::phases::Phase;
 use crate::sandbox::tail::{self, Tail};
-use crate::sandbox::{FromCommand, Mode};
+use crate::sandbox::{FromCommand, Mode, document};
 use crate::state::Status;
 use crate::terminal;
 
@@ -54,7 +57,8 @@ impl Monitor {
             Event::AgentConnected(stream) => return Ok(Some(Step::Connected(stream))),
             Event::AgentSaid(message) => {
                 let heard = self.conversation.hear(message).map_err(anyhow::Error::new);
-                return heard.map(|progress| Some(Step::Said(progress))).map_err(Failure::of_guest);
+                let rest = self.hear_of_exec(heard.map_err(Failure::of_guest)?)?;
+                return Ok(rest.map(Step::Said));
             }
             Event::AgentGone(_) if self.ending => {}
             Event::AgentGone(reason) => return Err(self.explain_loss(reason).await),
@@ -85,6 +89,16 @@ impl Monitor {
                 return Err(anyhow!("the command that started the sandbox has ended").into());
             }
             Event::Asked(request, asker) => return Ok(self.asked(request, asker)),
+            Event::ExecAsked { exec, how, descriptors, asker } => {
+                self.execute(exec, how, descriptors, asker);
+            }
+            Event::ExecTold(exec, message) => self.tell_exec(exec, message)?,
+            Event::ExecGone(exec) => {
+                self.proxy_gone(exec)?;
+                return Ok(Some(Step::ProxyGone));
+            }
+            // Nobody but a proxy has a monitor.
+            Event::Monitor(_) => {}
             Event::KillOverdue if self.set_up => {
                 let why = "the guest did not end the container after SIGKILL: it is switched off";
                 return Err(Failure { exit_code: 128 + 9, ..Failure::of_guest(anyhow!(why)) });
@@ -108,8 +122,26 @@ impl Monitor {
                 )));
             }
             Request::Signal { signal, all } => asker.answer(&self.signal(signal, all)),
+            Request::Process => self.show_process(&asker),
+            // It comes as an event of its own.
+            Request::Exec(_) => {}
         }
         None
+    }
+
+    /// Answers with the `process` of the container's configuration.
+    fn show_process(&self, asker: &Asker) {
+        #[derive(Deserialize)]
+        struct Config<'a> {
+            #[serde(borrow)]
+            process: &'a RawValue,
+        }
+
+        let config: Result<Config<'_>, _> = serde_json::from_str(self.container.config.get());
+        match config.map_err(io::Error::from).and_then(|config| document::write(&config.process)) {
+            Ok(document) => asker.answer_with(&Reply::Document, &[document]),
+            Err(error) => asker.answer(&Reply::refusal(error.to_string())),
+        }
     }
 
     fn signal(&mut self, signal: i32, all: bool) -> Reply {

@@ -2,8 +2,18 @@
 //!
 //! The guest is hostile, and so is what it sends over the agent's connection: each message is
 //! checked against what has been asked for, and anything else ends the sandbox.
+//!
+//! * The container goes through [`Stage`]s, each with what may end it.
+//! * Beside it, [`pending`]: execs, of which many may be under way, each by a number that the host gave
+//!   it.
 
-use kiln_protocol::{ExitStatus, FailurePhase, FromAgent, VERSION};
+mod pending;
+#[cfg(test)]
+mod tests;
+
+use kiln_protocol::{ExecId, ExitStatus, FailurePhase, FromAgent, VERSION};
+
+use self::pending::Pending;
 
 /// How far the conversation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +64,29 @@ pub enum Progress {
         /// Whether its memory limit had processes killed.
         oom_killed: bool,
     },
+    /// An exec's program runs.
+    ExecStarted(ExecId),
+    /// An exec could not be executed, and is over.
+    ExecFailed {
+        /// The exec.
+        exec: ExecId,
+        /// Why.
+        message: String,
+        /// The status that the command exits with, not 0.
+        exit_code: u8,
+    },
+    /// An exec's program has ended.
+    ExecExited {
+        /// The exec.
+        exec: ExecId,
+        /// How.
+        status: ExitStatus,
+    },
+    /// More processes than before have been killed for want of memory.
+    OomKilled {
+        /// How many in all.
+        kills: u64,
+    },
 }
 
 /// A message that isn't allowed.
@@ -70,6 +103,9 @@ pub enum Breach {
     /// About a container that it was never told of.
     #[error("the guest's agent spoke of a container that it does not have")]
     OtherContainer,
+    /// About an exec that it was never told of, or that is over.
+    #[error("the guest's agent spoke of {0} that it does not have")]
+    Unknown(&'static str),
     /// With a value that can't be.
     #[error("the guest's agent sent an impossible {0}")]
     Impossible(&'static str),
@@ -91,12 +127,16 @@ pub enum Breach {
 pub struct Conversation {
     container: String,
     stage: Stage,
+    pending: Pending,
+    /// Processes that the agent said were killed for want of memory.
+    oom_kills: u64,
 }
 
 impl Conversation {
     /// A conversation about the container of this id.
     pub fn new(container: &str) -> Self {
-        Self { container: container.to_owned(), stage: Stage::Connected }
+        let (pending, container) = (Pending::default(), container.to_owned());
+        Self { container, stage: Stage::Connected, pending, oom_kills: 0 }
     }
 
     /// Notes that a create was sent.
@@ -109,11 +149,43 @@ impl Conversation {
         self.stage = Stage::Starting;
     }
 
+    /// Notes that an exec was sent, of a number that was never used.
+    pub fn executing(&mut self, exec: ExecId) {
+        self.pending.execute(exec);
+    }
+
     /// Checks a message against what may come.
     ///
     /// # Errors
     /// See [`Breach`]; the conversation is over then.
     pub fn hear(&mut self, message: FromAgent) -> Result<Progress, Breach> {
+        match message {
+            FromAgent::ExecStarted { container, exec } => {
+                self.check(&container)?;
+                self.pending.started(exec, self.stage)
+            }
+            FromAgent::ExecFailed { container, exec, phase, message, exit_code } => {
+                self.check(&container)?;
+                tracing::debug!(?phase, "the agent could not execute a process");
+                let message = shown(&message);
+                self.pending.failed(exec, exit_code)?;
+                Ok(Progress::ExecFailed { exec, message, exit_code })
+            }
+            FromAgent::ExecExited { container, exec, status } => {
+                self.check(&container)?;
+                check_status(status)?;
+                self.pending.exited(exec)?;
+                Ok(Progress::ExecExited { exec, status })
+            }
+            FromAgent::OomKilled { container, kills } => {
+                self.check(&container)?;
+                self.count_kills(kills)
+            }
+            other => self.hear_of_container(other),
+        }
+    }
+
+    fn hear_of_container(&mut self, message: FromAgent) -> Result<Progress, Breach> {
         let stage = std::mem::replace(&mut self.stage, Stage::Over);
         let name = name_of(&message);
         let (next, progress) = match (stage, message) {
@@ -137,9 +209,7 @@ impl Conversation {
                 FromAgent::Failed { container, phase, message, exit_code },
             ) => {
                 self.check(&container)?;
-                if exit_code == 0 {
-                    return Err(Breach::Impossible("exit code for a failure"));
-                }
+                check_failure(exit_code)?;
                 (Stage::Over, Progress::Failed { phase, message: shown(&message), exit_code })
             }
             // A created container may be killed before its program is executed.
@@ -148,10 +218,9 @@ impl Conversation {
                 FromAgent::Exited { container, status, oom_killed },
             ) => {
                 self.check(&container)?;
-                if let ExitStatus::Signal(signal) = status
-                    && !(1..=64).contains(&signal)
-                {
-                    return Err(Breach::Impossible("signal number"));
+                check_status(status)?;
+                if self.pending.has_running_exec() {
+                    return Err(Breach::Impossible("end of a container before its processes'"));
                 }
                 (Stage::Over, Progress::Exited { status, oom_killed })
             }
@@ -161,8 +230,33 @@ impl Conversation {
         Ok(progress)
     }
 
+    fn count_kills(&mut self, kills: u64) -> Result<Progress, Breach> {
+        if !matches!(self.stage, Stage::Created | Stage::Starting | Stage::Running) {
+            let message = "\"out of memory\"";
+            return Err(Breach::OutOfTurn { message, expected: going_on(self.stage) });
+        }
+        if kills <= self.oom_kills {
+            return Err(Breach::Impossible("number of processes killed"));
+        }
+        self.oom_kills = kills;
+        Ok(Progress::OomKilled { kills })
+    }
+
     fn check(&self, container: &str) -> Result<(), Breach> {
         if container == self.container { Ok(()) } else { Err(Breach::OtherContainer) }
+    }
+}
+
+fn check_failure(exit_code: u8) -> Result<(), Breach> {
+    if exit_code == 0 { Err(Breach::Impossible("exit code for a failure")) } else { Ok(()) }
+}
+
+fn check_status(status: ExitStatus) -> Result<(), Breach> {
+    match status {
+        ExitStatus::Signal(signal) if !(1..=64).contains(&signal) => {
+            Err(Breach::Impossible("signal number"))
+        }
+        ExitStatus::Code(_) | ExitStatus::Signal(_) => Ok(()),
     }
 }
 
@@ -196,97 +290,4 @@ fn going_on(stage: Stage) -> &'static str {
 /// of bounded length.
 fn shown(text: &str) -> String {
     text.chars().filter(|&c| c == '\n' || !c.is_control()).take(4096).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn hello(protocol: u32) -> FromAgent {
-        FromAgent::Hello { protocol, version: "0.1.0".to_owned(), kernel: "6.12".to_owned() }
-    }
-
-    fn exited(container: &str) -> FromAgent {
-        FromAgent::Exited {
-            container: container.to_owned(),
-            status: ExitStatus::Code(0),
-            oom_killed: false,
-        }
-    }
-
-    fn running() -> Conversation {
-        Conversation { container: "c".to_owned(), stage: Stage::Running }
-    }
-
-    #[test]
-    fn whole_life() {
-        let mut conversation = Conversation::new("c");
-        assert!(conversation.hear(hello(VERSION)).is_ok());
-        conversation.creating();
-        let created = FromAgent::Created { container: "c".to_owned() };
-        assert_eq!(conversation.hear(created), Ok(Progress::Created));
-        conversation.starting();
-        let started = FromAgent::Started { container: "c".to_owned() };
-        assert_eq!(conversation.hear(started), Ok(Progress::Started));
-        assert!(matches!(conversation.hear(exited("c")), Ok(Progress::Exited { .. })));
-        assert!(matches!(conversation.hear(exited("c")), Err(Breach::OutOfTurn { .. })));
-    }
-
-    #[test]
-    fn another_version_is_named() {
-        let error = Conversation::new("c").hear(hello(VERSION + 1)).expect_err("refused");
-        assert_eq!(error, Breach::Version { theirs: VERSION + 1, version: "0.1.0".to_owned() });
-    }
-
-    #[test]
-    fn exit_before_start_other_containers_and_impossible_values_are_breaches() {
-        let mut early = Conversation::new("c");
-        early.hear(hello(VERSION)).expect("greeted");
-        early.creating();
-        assert!(matches!(early.hear(exited("c")), Err(Breach::OutOfTurn { .. })));
-        assert_eq!(running().hear(exited("d")), Err(Breach::OtherContainer));
-        let signal = FromAgent::Exited {
-            container: "c".to_owned(),
-            status: ExitStatus::Signal(65),
-            oom_killed: false,
-        };
-        assert_eq!(running().hear(signal), Err(Breach::Impossible("signal number")));
-    }
-
-    #[test]
-    fn a_failure_can_not_look_like_success() {
-        let mut conversation = Conversation { container: "c".to_owned(), stage: Stage::Starting };
-        let failed = FromAgent::Failed {
-            container: "c".to_owned(),
-            phase: FailurePhase::Exec,
-            message: String::new(),
-            exit_code: 0,
-        };
-        assert!(matches!(conversation.hear(failed), Err(Breach::Impossible(_))));
-    }
-
-    proptest! {
-        #[test]
-        fn no_sequence_reaches_an_exit_without_a_start(order in prop::collection::vec(0u8..5, 1..12)) {
-            let mut conversation = Conversation::new("c");
-            let container = || "c".to_owned();
-            for kind in order {
-                let message = match kind {
-                    0 => hello(VERSION),
-                    1 => FromAgent::Created { container: container() },
-                    2 => FromAgent::Started { container: container() },
-                    3 => exited("c"),
-                    _ => FromAgent::Failed {
-                        container: container(),
-                        phase: FailurePhase::Config,
-                        message: String::new(),
-                        exit_code: 1,
-                    },
-                };
-                let exited = matches!(conversation.hear(message), Ok(Progress::Exited { .. }));
-                prop_assert!(!exited);
-            }
-        }
-    }
 }

@@ -1,0 +1,209 @@
+//! Further programs in the container: the monitor's part between the process on the host that stands
+//! for one (the [proxy](crate::sandbox::proxy)) and the agent.
+//!
+//! The proxy's connection and the guest's process end each other: a proxy that goes has the process
+//! killed, the process's end is the last that the proxy is told. The streams are the proxy's own;
+//! the monitor only connects them. An exec is forgotten once both are over.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, bail};
+use kiln_protocol::{ExecId, ExecProcess, ToAgent};
+use kiln_vmm::virtio::vsock::MAX_CONNECTIONS;
+use tokio::time::Instant;
+
+use super::failure::Failure;
+use super::{Monitor, Step};
+use crate::sandbox::control::{self, Asker, Reply};
+use crate::sandbox::conversation::Progress;
+use crate::sandbox::stdio::{QUIET, Streams};
+use crate::sandbox::{FromCommand, document};
+use crate::state::Status;
+
+/// The most execs at once: as many as the guest's connections suffice for, three each beside the
+/// container's own.
+const MAX_EXECS: usize = (MAX_CONNECTIONS - 4) / 3;
+
+/// The status of a command whose exec can't be begun, as runc has it.
+const REFUSED: u8 = 255;
+
+/// Execs that are not forgotten.
+#[derive(Debug, Default)]
+pub(super) struct Execs {
+    all: BTreeMap<ExecId, Exec>,
+}
+
+#[derive(Debug)]
+struct Exec {
+    /// The proxy's connection, as long as the proxy lives.
+    proxy: Option<Asker>,
+    process: Process,
+}
+
+/// How far the guest's process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Process {
+    Starting,
+    Running,
+    Over,
+}
+
+impl Execs {
+    /// Forgets what is over on both sides.
+    fn forget(&mut self, id: ExecId) {
+        let over = |exec: &Exec| exec.proxy.is_none() && exec.process == Process::Over;
+        if self.all.get(&id).is_some_and(over) {
+            self.all.remove(&id);
+        }
+    }
+
+    fn proxies(&self) -> usize {
+        self.all.values().filter(|exec| exec.proxy.is_some()).count()
+    }
+}
+
+impl Monitor {
+    /// Has the agent execute a further program.
+    pub(super) fn execute(
+        &mut self,
+        id: ExecId,
+        how: control::Exec,
+        descriptors: Vec<OwnedFd>,
+        proxy: Asker,
+    ) {
+        let refuse = |error: anyhow::Error| {
+            proxy.answer(&Reply::Failed { message: format!("{error:#}"), exit_code: REFUSED });
+        };
+        let message = match self.prepare_exec(id, how, descriptors) {
+            Ok(message) => message,
+            Err(error) => return refuse(error),
+        };
+        let stdio = message.stdio.clone();
+        if let Err(failure) = self.tell(&ToAgent::Exec(Box::new(message))) {
+            return refuse(failure.error);
+        }
+        self.conversation.executing(id);
+        let connected = self.broker.as_ref().context("the guest is not connected");
+        let streams = connected.and_then(|broker| Ok(Streams::connect(broker, &stdio)?));
+        let proxy = match streams.context("standard streams") {
+            Ok(streams) => {
+                proxy.answer_with(&Reply::Streams, &streams.into_descriptors());
+                Some(proxy)
+            }
+            // What the agent begins with no streams is ended as if its proxy had gone.
+            Err(error) => {
+                refuse(error);
+                None
+            }
+        };
+        self.execs.all.insert(id, Exec { proxy, process: Process::Starting });
+    }
+
+    fn prepare_exec(
+        &mut self,
+        id: ExecId,
+        how: control::Exec,
+        descriptors: Vec<OwnedFd>,
+    ) -> anyhow::Result<ExecProcess> {
+        match self.record.status {
+            Status::Created | Status::Running if self.set_up => {}
+            Status::Paused if self.set_up && how.ignore_paused => {}
+            Status::Paused if self.set_up => {
+                bail!("cannot exec in a paused container (use --ignore-paused to override)")
+            }
+            Status::Creating => bail!("cannot exec in a container that is not created yet"),
+            Status::Created | Status::Running | Status::Paused | Status::Stopped => {
+                bail!("cannot exec in a stopped container")
+            }
+        }
+        if self.execs.all.len() >= MAX_EXECS {
+            bail!(
+                "{MAX_EXECS} processes beside the container's own are the most: wait for one to end"
+            );
+        }
+        Ok(ExecProcess {
+            container: self.container.id.clone(),
+            exec: id,
+            process: document::read(descriptors).context("process")?,
+            stdio: self.tokens.stdio(how.terminal),
+        })
+    }
+
+    /// What the agent says about an exec; gives anything else back.
+    pub(super) fn hear_of_exec(&mut self, progress: Progress) -> Result<Option<Progress>, Failure> {
+        let (id, process, reply) = match progress {
+            Progress::ExecStarted(exec) => (exec, Process::Running, Reply::Started),
+            Progress::ExecFailed { exec, message, exit_code } => {
+                // Not found or not executable, as a shell says it; else as runc does.
+                let exit_code = if matches!(exit_code, 126 | 127) { exit_code } else { REFUSED };
+                (exec, Process::Over, Reply::Failed { message, exit_code })
+            }
+            Progress::ExecExited { exec, status } => (exec, Process::Over, Reply::Ended(status)),
+            other => return Ok(Some(other)),
+        };
+        let Some(exec) = self.execs.all.get_mut(&id) else { return Ok(None) };
+        exec.process = process;
+        match &exec.proxy {
+            Some(proxy) => proxy.answer(&reply),
+            None if process == Process::Running => self.kill_exec(id)?,
+            None => self.execs.forget(id),
+        }
+        Ok(None)
+    }
+
+    /// What a proxy has for its process.
+    pub(super) fn tell_exec(&mut self, id: ExecId, message: FromCommand) -> Result<(), Failure> {
+        let over = |exec: &Exec| exec.process == Process::Over;
+        if self.execs.all.get(&id).is_none_or(over) {
+            return Ok(());
+        }
+        let (container, exec) = (self.container.id.clone(), Some(id));
+        match message {
+            FromCommand::Signal(signal) if (1..=64).contains(&signal) => {
+                self.tell(&ToAgent::Signal { container, exec, signal, all: false })
+            }
+            FromCommand::Signal(_) | FromCommand::Proceed => Ok(()),
+            FromCommand::Resize(size) => self.tell(&ToAgent::Resize { container, exec, size }),
+        }
+    }
+
+    /// A proxy has ended, and its process with it.
+    pub(super) fn proxy_gone(&mut self, id: ExecId) -> Result<(), Failure> {
+        let Some(exec) = self.execs.all.get_mut(&id) else { return Ok(()) };
+        exec.proxy = None;
+        match exec.process {
+            // Killed once it is there: before, it may not be able to hear.
+            Process::Starting => {}
+            Process::Running => self.kill_exec(id)?,
+            Process::Over => self.execs.forget(id),
+        }
+        Ok(())
+    }
+
+    fn kill_exec(&self, id: ExecId) -> Result<(), Failure> {
+        self.tell(&ToAgent::Signal {
+            container: self.container.id.clone(),
+            exec: Some(id),
+            signal: libc::SIGKILL,
+            all: false,
+        })
+    }
+
+    /// Waits until the proxies have taken in what their processes wrote, which ended with the
+    /// container: the guest's end would cut it off.
+    pub(super) async fn drain_execs(&mut self) -> Result<(), Failure> {
+        let deadline = Instant::now() + QUIET;
+        while self.execs.proxies() > 0 {
+            match self.next(Some(deadline)).await? {
+                Step::DeadlinePassed => {
+                    tracing::warn!("output of processes beside the container's own is cut off");
+                    return Ok(());
+                }
+                Step::GuestEnded(how) => return Err(Failure::unasked_end(&how)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
