@@ -127,6 +127,23 @@ fn without_any_engine_the_exit_status_is_1_and_text_says_so() {
         "FAIL  kvm self-test   this KVM cannot run a Linux guest: it is a test",
         "FAIL  qemu            /nonexistent/qemu is not there",
         "No engine can run guests on this host.",
+        "kiln can't run containers until this is mended: kvm self-test, qemu",
+    ] {
+        assert!(text.lines().any(|found| found.starts_with(line)), "{line}\n{text}");
+    }
+}
+
+#[test]
+fn without_a_guest_kernel_the_exit_status_is_1_and_text_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let runs = remember(r#"{"runs_linux":{"ring0_per_second":123000000}}"#);
+    let script = format!("{runs} exec $1 --lib-dir $3 doctor");
+    let output = in_private_run(&script, &[folder.path()]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    for line in [
+        "FAIL  guest kernel    no guest kernel and agent in ",
+        "kiln can't run containers until this is mended: guest kernel, guest agent.",
     ] {
         assert!(text.lines().any(|found| found.starts_with(line)), "{line}\n{text}");
     }

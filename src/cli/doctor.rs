@@ -27,7 +27,7 @@ enum Format {
     Json,
 }
 
-/// Runs the checks; the exit code is 0 if an engine can run guests here, else 1.
+/// Runs the checks; the exit code is 0 if containers can be run here, else 1.
 pub fn run(global: &Global, doctor: &Doctor) -> anyhow::Result<ExitCode> {
     let settings = Settings::load(global.config.as_deref())?;
     let lib_dir = global.lib_dir.clone().or_else(|| settings.lib_dir.clone());
@@ -49,7 +49,15 @@ fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
         }
     }
     match report.engine {
-        Some(engine) => writeln!(out, "\nengine = \"auto\" takes {engine} on this host."),
-        None => writeln!(out, "\nNo engine can run guests on this host."),
+        Some(engine) => writeln!(out, "\nengine = \"auto\" takes {engine} on this host.")?,
+        None => writeln!(out, "\nNo engine can run guests on this host.")?,
     }
+    if !report.usable {
+        writeln!(
+            out,
+            "kiln can't run containers until this is mended: {}.",
+            report.blockers.join(", ")
+        )?;
+    }
+    Ok(())
 }

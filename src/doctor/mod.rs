@@ -5,8 +5,9 @@
 //! * [`host`]: what the processes of a sandbox ask of the host.
 //!
 //! Nothing is changed on the host, but that the engine's verdict is remembered. A check that fails
-//! takes something away that it names; whether kiln is of use here is another question:
-//! [`Report::usable`].
+//! takes something away that it names. One engine of two is enough; what no container can do without
+//! is in [`Report::blockers`], and where that has something in it kiln is of no use
+//! ([`Report::usable`]).
 
 mod engines;
 mod guest;
@@ -74,10 +75,12 @@ impl Check {
 /// All checks.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Some engine can run guests here.
+    /// Containers can be run here: nothing is in the way.
     pub usable: bool,
     /// The engine that `auto` takes, if any.
     pub engine: Option<&'static str>,
+    /// Names of the failed checks without which nothing runs.
+    pub blockers: Vec<&'static str>,
     /// The checks.
     pub checks: Vec<Check>,
 }
@@ -87,6 +90,7 @@ pub fn examine(settings: &Settings, lib_dir: Option<&Path>, memory: Memory) -> R
     let mut checks = Vec::new();
     let kvm = engines::kvm(&mut checks, memory);
     let emulated = engines::emulated(&mut checks, &settings.qemu, kvm);
+    let engines = checks.len();
     checks.extend(guest::checks(lib_dir));
     checks.extend(host::checks());
     let engine = match (kvm, emulated) {
@@ -94,5 +98,9 @@ pub fn examine(settings: &Settings, lib_dir: Option<&Path>, memory: Memory) -> R
         (false, true) => Some("emulated"),
         (false, false) => None,
     };
-    Report { usable: engine.is_some(), engine, checks }
+    // The engines' own failures matter only together.
+    let vital = &checks[if engine.is_some() { engines } else { 0 }..];
+    let failed = vital.iter().filter(|check| check.status == Status::Fail);
+    let blockers: Vec<_> = failed.map(|check| check.name).collect();
+    Report { usable: blockers.is_empty() && engine.is_some(), engine, blockers, checks }
 }
