@@ -291,7 +291,7 @@ fn start_qemu(
         cpus: parts.guest.cpus,
         kernel: launch.give(kernel),
         initrd: Some(launch.give(parts.initrd)),
-        cmdline: cmdline(&format!("reboot=t {clock}"), &parts.guest.kernel_args),
+        cmdline: cmdline(&format!("{} {clock}", qemu::KERNEL_ARGS), &parts.guest.kernel_args),
         devices,
         foreign_kernel: false,
     };
