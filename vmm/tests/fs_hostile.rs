@@ -15,6 +15,7 @@ use std::path::Path;
 use fs_driver::{Driver, connect, error, init, request};
 use fs_guest::FsProcess;
 use kiln_vmm::transport::Backend;
+use kiln_vmm::transport::vhost_user_frontend::VhostUserBackend;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -81,6 +82,33 @@ impl Setting {
     }
 }
 
+/// A setting that is served, to a driver that has said `FUSE_INIT`.
+struct Served {
+    setting: Setting,
+    process: FsProcess,
+    backend: VhostUserBackend,
+    driver: Driver,
+}
+
+impl Served {
+    fn begin() -> Self {
+        let setting = Setting::new();
+        let process = setting.serve();
+        let mut backend = connect(&process.socket, || {});
+        let driver = Driver::activate(&mut backend);
+        assert_eq!(error(&driver.request(&init(), 4096)), 0);
+        Self { setting, process, backend, driver }
+    }
+
+    /// Fails if anything but the share has changed, or the process doesn't end as it should.
+    fn end(mut self) {
+        self.setting.check();
+        self.backend.reset();
+        drop(self.backend);
+        self.process.wait();
+    }
+}
+
 /// Looks a name up; the node id, or the error.
 fn look_up(driver: &Driver, parent: u64, name: &[u8]) -> Result<u64, i32> {
     let reply = driver.request(&request(LOOKUP, 2, parent, name), 4096);
@@ -92,13 +120,10 @@ fn look_up(driver: &Driver, parent: u64, name: &[u8]) -> Result<u64, i32> {
 
 #[test]
 fn names_that_lead_elsewhere_are_refused() {
-    let setting = Setting::new();
-    let process = setting.serve();
-    let mut backend = connect(&process.socket, || {});
-    let driver = Driver::activate(&mut backend);
-    assert_eq!(error(&driver.request(&init(), 4096)), 0);
-    let rootfs = look_up(&driver, ROOT, b"rootfs\0").unwrap();
-    let file = look_up(&driver, rootfs, b"file\0").unwrap();
+    let served = Served::begin();
+    let driver = &served.driver;
+    let rootfs = look_up(driver, ROOT, b"rootfs\0").unwrap();
+    let file = look_up(driver, rootfs, b"file\0").unwrap();
 
     let zeroes = |count: usize| vec![0u8; count];
     for name in ["..", ".", "", "../x", "dir/x", "/etc/passwd", "dir/", "../beside/secret"] {
@@ -129,20 +154,14 @@ fn names_that_lead_elsewhere_are_refused() {
             assert_eq!(error(&reply), libc::EINVAL, "opcode {opcode}, name {name:?}");
         }
     }
-    setting.check();
-    backend.reset();
-    drop(backend);
-    process.wait();
+    served.end();
 }
 
 #[test]
 fn special_files_are_never_opened() {
-    let setting = Setting::new();
-    let process = setting.serve();
-    let mut backend = connect(&process.socket, || {});
-    let driver = Driver::activate(&mut backend);
-    assert_eq!(error(&driver.request(&init(), 4096)), 0);
-    let rootfs = look_up(&driver, ROOT, b"rootfs\0").unwrap();
+    let served = Served::begin();
+    let driver = &served.driver;
+    let rootfs = look_up(driver, ROOT, b"rootfs\0").unwrap();
 
     // A null device, a disk and a FIFO, opening which would block for ever.
     for (name, mode, rdev) in
@@ -155,7 +174,7 @@ fn special_files_are_never_opened() {
         body.extend(name.as_bytes());
         body.push(0);
         assert_eq!(error(&driver.request(&request(MKNOD, 4, rootfs, &body), 4096)), 0, "{name}");
-        let node = look_up(&driver, rootfs, &[name.as_bytes(), b"\0"].concat()).unwrap();
+        let node = look_up(driver, rootfs, &[name.as_bytes(), b"\0"].concat()).unwrap();
         for flags in [libc::O_RDONLY, libc::O_RDWR, libc::O_RDWR | libc::O_NONBLOCK] {
             let body = [flags.cast_unsigned().to_le_bytes(), [0; 4]].concat();
             let reply = driver.request(&request(OPEN, 5, node, &body), 4096);
@@ -171,22 +190,18 @@ fn special_files_are_never_opened() {
         let reply = driver.request(&request(CREATE, 6, rootfs, &body), 4096);
         assert_eq!(error(&reply), libc::EBADF, "{name}");
     }
-    assert!(fs::symlink_metadata(setting.path("shared/fifo")).unwrap().file_type().is_fifo());
-    setting.check();
-    backend.reset();
-    drop(backend);
-    process.wait();
+    assert!(
+        fs::symlink_metadata(served.setting.path("shared/fifo")).unwrap().file_type().is_fifo()
+    );
+    served.end();
 }
 
 #[test]
 fn offsets_past_any_file_are_refused() {
-    let setting = Setting::new();
-    let process = setting.serve();
-    let mut backend = connect(&process.socket, || {});
-    let driver = Driver::activate(&mut backend);
-    assert_eq!(error(&driver.request(&init(), 4096)), 0);
-    let rootfs = look_up(&driver, ROOT, b"rootfs\0").unwrap();
-    let file = look_up(&driver, rootfs, b"file\0").unwrap();
+    let served = Served::begin();
+    let driver = &served.driver;
+    let rootfs = look_up(driver, ROOT, b"rootfs\0").unwrap();
+    let file = look_up(driver, rootfs, b"file\0").unwrap();
     let body = [libc::O_RDWR.cast_unsigned().to_le_bytes(), [0; 4]].concat();
     let opened = driver.request(&request(OPEN, 5, file, &body), 4096);
     assert_eq!(error(&opened), 0);
@@ -200,28 +215,21 @@ fn offsets_past_any_file_are_refused() {
         let reply = driver.request(&request(WRITE, 7, file, &body), 4096);
         assert_eq!(error(&reply), libc::EINVAL);
     }
-    backend.reset();
-    drop(backend);
-    process.wait();
+    served.end();
 }
 
 #[test]
 fn buffers_that_are_not_in_memory_are_used_up_without_effect() {
-    let setting = Setting::new();
-    let process = setting.serve();
-    let mut backend = connect(&process.socket, || {});
-    let driver = Driver::activate(&mut backend);
-    assert_eq!(error(&driver.request(&init(), 4096)), 0);
+    let served = Served::begin();
+    let driver = &served.driver;
     let outside = 1 << 40;
     assert_eq!(driver.chain(&[(outside, 64, 1, 1), (0x20_0000, 64, 2, 0)]), 0);
     assert_eq!(driver.chain(&[(0x10_0000, 56, 1, 1), (outside, 64, 2, 0)]), 0);
     assert_eq!(driver.chain(&[(u64::MAX - 8, 64, 0, 0)]), 0);
     assert_eq!(driver.chain(&[(0x3f_fff0, 64, 0, 0)]), 0);
     // It goes on with what makes sense.
-    assert!(look_up(&driver, ROOT, b"rootfs\0").is_ok());
-    backend.reset();
-    drop(backend);
-    process.wait();
+    assert!(look_up(driver, ROOT, b"rootfs\0").is_ok());
+    served.end();
 }
 
 /// A number in a request.
@@ -373,14 +381,12 @@ fn hostile() -> impl Strategy<Value = Hostile> {
 
 #[test]
 fn any_bytes_get_an_answer_and_change_nothing_but_the_share() {
-    let setting = Setting::new();
-    let process = setting.serve();
-    let mut backend = connect(&process.socket, || {});
-    let driver = Driver::activate(&mut backend);
+    let served = Served::begin();
+    let driver = &served.driver;
     let mut runner = TestRunner::new(Config { cases: 300, ..Config::default() });
     let requests = proptest::collection::vec(hostile(), 1..60);
     let outcome = runner.run(&requests, |requests| {
-        let session = Session::begin(&driver);
+        let session = Session::begin(driver);
         for hostile in &requests {
             let reply = driver.request(&hostile.bytes(&session), hostile.room);
             if reply.is_empty() {
@@ -396,23 +402,20 @@ fn any_bytes_get_an_answer_and_change_nothing_but_the_share() {
     outcome.unwrap();
     // It still serves as it should, and its threads are nobody but themselves again. (What requests
     // have made of the share's own mode and ACLs is theirs.)
-    let fresh = setting.path("beside/fresh");
+    let fresh = served.setting.path("beside/fresh");
     fs::create_dir(&fresh).unwrap();
-    fs::rename(&fresh, setting.path("shared/fresh")).unwrap();
+    fs::rename(&fresh, served.setting.path("shared/fresh")).unwrap();
     for _ in 0..20 {
         assert_eq!(error(&driver.request(&init(), 4096)), 0);
-        let rootfs = look_up(&driver, ROOT, b"rootfs\0").unwrap();
-        let fresh = look_up(&driver, rootfs, b"fresh\0").unwrap();
+        let rootfs = look_up(driver, ROOT, b"rootfs\0").unwrap();
+        let fresh = look_up(driver, rootfs, b"fresh\0").unwrap();
         let made = [0o755u32.to_le_bytes(), [0; 4]].concat();
         let body = [&made[..], b"after all\0"].concat();
         assert_eq!(error(&driver.request(&request(MKDIR, 10, fresh, &body), 4096)), 0);
-        let path = setting.path("shared/fresh/after all");
+        let path = served.setting.path("shared/fresh/after all");
         let directory = fs::metadata(&path).unwrap();
         assert_eq!((directory.uid(), directory.gid(), directory.mode() & 0o7777), (0, 0, 0o755));
         fs::remove_dir(path).unwrap();
     }
-    setting.check();
-    backend.reset();
-    drop(backend);
-    process.wait();
+    served.end();
 }
