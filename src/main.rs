@@ -7,6 +7,7 @@
 //! * [`place`], [`cgroup`]: where the processes of a sandbox stand on the host.
 //! * [`hooks`]: hooks of the host.
 //! * [`doctor`]: what this host can do, check by check.
+//! * [`privileges`]: what a caller must be allowed to do.
 //! * [`artefacts`]: where the guest's kernel and agent are found.
 //! * [`log`]: log lines and errors in the forms that callers of runc read.
 
@@ -20,6 +21,7 @@ mod hooks;
 mod initrd;
 mod log;
 mod place;
+mod privileges;
 mod process;
 mod sandbox;
 mod settings;

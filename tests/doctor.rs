@@ -108,9 +108,10 @@ fn a_user_without_permission_is_told_the_mend() {
     assert!(device["explanation"].as_str().unwrap().starts_with("no permission to open /dev/kvm"));
     let mend = device["mend"].as_str().unwrap();
     assert!(mend.contains("usermod -aG") || mend.contains("setfacl"), "{mend}");
-    assert_eq!(check(&report, "privileges")["status"], "warn");
+    assert_eq!(check(&report, "privileges")["status"], "fail");
     assert_eq!(report["engine"], "emulated");
-    assert!(output.status.success());
+    assert!(report["blockers"].as_array().unwrap().contains(&"privileges".into()), "{report:#}");
+    assert_eq!(output.status.code(), Some(1));
 }
 
 #[test]

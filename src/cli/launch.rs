@@ -14,6 +14,7 @@ use crate::cgroup::{self, Wanted};
 use crate::engine;
 use crate::hooks;
 use crate::log::rfc3339;
+use crate::privileges;
 use crate::process::Launch;
 use crate::sandbox::client::Client;
 use crate::sandbox::{
@@ -83,6 +84,7 @@ pub fn launch(
     bundle::validate_id(&options.id).map_err(|error| anyhow!(error))?;
     let settings = Settings::load(global.config.as_deref())?;
     let bundle = Bundle::load(&options.bundle)?;
+    privileges::check()?;
     let guest = Guest::decide(&options, &bundle, &settings)?;
     let cgroup = find_cgroup(global, &bundle, &options.id)?;
     let console = Console {

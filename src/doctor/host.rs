@@ -4,11 +4,10 @@ use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
 
-use capctl::caps::{Cap, CapState};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
-use nix::unistd::Uid;
 
 use super::Check;
+use crate::privileges;
 use crate::sandbox::machine::find_program;
 
 const PRIVILEGES: &str = "privileges";
@@ -16,18 +15,6 @@ const NAMESPACES: &str = "namespaces";
 const CGROUPS: &str = "cgroups";
 const TUN: &str = "tun";
 const EROFS: &str = "mkfs.erofs";
-
-/// What mounting, owning and confining takes.
-const NEEDED: [(Cap, &str); 8] = [
-    (Cap::SYS_ADMIN, "CAP_SYS_ADMIN"),
-    (Cap::SETUID, "CAP_SETUID"),
-    (Cap::SETGID, "CAP_SETGID"),
-    (Cap::CHOWN, "CAP_CHOWN"),
-    (Cap::FOWNER, "CAP_FOWNER"),
-    (Cap::DAC_OVERRIDE, "CAP_DAC_OVERRIDE"),
-    (Cap::MKNOD, "CAP_MKNOD"),
-    (Cap::NET_ADMIN, "CAP_NET_ADMIN"),
-];
 
 const NEEDED_NAMESPACES: [&str; 6] = ["mnt", "net", "ipc", "uts", "cgroup", "user"];
 
@@ -37,27 +24,25 @@ pub fn checks() -> Vec<Check> {
 }
 
 fn privileges() -> Check {
-    let who = match Uid::effective() {
-        uid if uid.is_root() => "root".to_owned(),
-        uid => format!("user {uid}"),
-    };
-    let has = match CapState::get_current() {
-        Ok(state) => state.effective,
+    const MEND: &str = "run kiln as root, or give it these capabilities";
+    let (who, lacking) = match privileges::lacking() {
+        Ok(lacking) => (privileges::who(), lacking),
         Err(error) => {
-            let explanation = format!("capabilities can't be read: {error}");
+            let explanation = format!("{:#}", anyhow::Error::new(error));
             return Check::fail(PRIVILEGES, explanation, "run kiln as root");
         }
     };
-    let missing: Vec<_> =
-        NEEDED.into_iter().filter(|(cap, _)| !has.has(*cap)).map(|(_, name)| name).collect();
-    if missing.is_empty() {
-        return Check::ok(PRIVILEGES, format!("{who}, with every capability that is needed"));
+    let without = |names: Vec<&str>| format!("{who}, without {}", names.join(", "));
+    if !lacking.vital.is_empty() {
+        let explanation = format!("{}: containers can't be run", without(lacking.vital));
+        return Check::fail(PRIVILEGES, explanation, MEND);
     }
-    let explanation = format!(
-        "{who}, without {}: files of other owners and network namespaces are out of reach",
-        missing.join(", ")
-    );
-    Check::warn(PRIVILEGES, explanation, "run kiln as root, or give it these capabilities")
+    if !lacking.useful.is_empty() {
+        let what = "device nodes or networks are out of reach";
+        let explanation = format!("{}: {what}", without(lacking.useful));
+        return Check::warn(PRIVILEGES, explanation, MEND);
+    }
+    Check::ok(PRIVILEGES, format!("{who}, with every capability that is needed"))
 }
 
 fn namespaces(dir: &Path) -> Check {

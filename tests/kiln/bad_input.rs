@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 
 use serde_json::json;
 
@@ -211,6 +212,26 @@ fn full_disk() {
     assert_ne!(output.status.code(), Some(99), "mounting a tmpfs needs root: {errors}");
     assert_eq!(output.status.code(), Some(1), "{errors}");
     assert!(errors.contains("state directory") && errors.contains("No space left"), "{errors}");
+}
+
+#[test]
+fn callers_without_root_are_told_what_they_lack() {
+    let stage = Stage::new(&["true"]);
+    for path in [stage.path().to_owned(), stage.bundle()] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("set");
+    }
+    let root = tempfile::tempdir().expect("temporary directory");
+    std::os::unix::fs::chown(root.path(), Some(65534), Some(65534)).expect("changed");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kiln"));
+    command.arg("--root").arg(root.path()).args(["run", "--engine", "emulated", "--bundle"]);
+    let output = command.arg(stage.bundle()).arg("test").uid(65534).gid(65534).output();
+    let output = output.expect("kiln runs");
+    let errors = errors(&output);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    for word in ["containers need root", "user 65534 lacks CAP_SYS_ADMIN", "sudo"] {
+        assert!(errors.contains(word), "{word:?} is missing in: {errors}");
+    }
+    assert_eq!(fs::read_dir(root.path()).expect("read").count(), 0, "something is left behind");
 }
 
 #[test]
