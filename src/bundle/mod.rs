@@ -31,7 +31,7 @@ pub use hooks::HostHooks;
 pub use id::validate as validate_id;
 pub use namespaces::{Namespace, NamespaceKind};
 pub use process::{Changes, Program};
-pub use sizing::{Host, Limits, Size};
+pub use sizing::{Host, Limits, Size, memory_limit};
 
 /// Longest config.json in bytes: what fits into a frame to the agent, with room for the rest of it.
 const MAX_CONFIG: u64 = (kiln_protocol::MAX_TO_AGENT - (64 << 10)) as u64;

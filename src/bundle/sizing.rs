@@ -127,11 +127,17 @@ fn with_overhead(limit_mib: u64) -> u64 {
     limit_mib.saturating_add(limit_mib / 32).saturating_add(OVERHEAD_MIB)
 }
 
+/// The bundle's memory limit in bytes, if it has one.
+pub fn memory_limit(spec: &Spec) -> Option<u64> {
+    let resources = spec.linux().as_ref()?.resources().as_ref()?;
+    let limit = u64::try_from(resources.memory().as_ref()?.limit()?).ok()?;
+    (limit > 0).then_some(limit)
+}
+
 /// The bundle's own limits, before they become a size.
 fn limits_of(spec: &Spec) -> Limits {
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let cpu = resources.and_then(|resources| resources.cpu().as_ref());
-    let memory = resources.and_then(|resources| resources.memory().as_ref());
     let quota = cpu.and_then(|cpu| {
         let quota = u64::try_from(cpu.quota()?).ok().filter(|quota| *quota > 0)?;
         let period = cpu.period().filter(|period| *period > 0).unwrap_or(100_000);
@@ -140,10 +146,7 @@ fn limits_of(spec: &Spec) -> Limits {
     let set = cpu.and_then(|cpu| count_cpus(cpu.cpus().as_deref()?));
     Limits {
         cpus: quota.or(set).map(|cpus| u8::try_from(cpus).unwrap_or(u8::MAX)),
-        memory_mib: memory
-            .and_then(|memory| u64::try_from(memory.limit()?).ok())
-            .filter(|limit| *limit > 0)
-            .map(|limit| limit.div_ceil(1 << 20)),
+        memory_mib: memory_limit(spec).map(|limit| limit.div_ceil(1 << 20)),
     }
 }
 

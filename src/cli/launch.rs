@@ -117,6 +117,7 @@ pub fn launch(
             rootfs: bundle.rootfs,
             rootfs_read_only: bundle.rootfs_read_only,
             binds: bundle.binds,
+            memory_limit: bundle::memory_limit(&bundle.spec),
             terminal,
         },
         guest: GuestConfig {

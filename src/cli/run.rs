@@ -29,6 +29,9 @@ pub fn run(global: &Global, run: Run) -> anyhow::Result<ExitCode> {
     let Some(outcome) = launch::launch(global, run.options, purpose)? else {
         return Ok(ExitCode::SUCCESS);
     };
+    if let Some(notice) = outcome.notice {
+        eprintln!("kiln: {notice}");
+    }
     match outcome.error {
         None => Ok(ExitCode::from(outcome.exit_code)),
         Some(error) => Err(Reported { exit_code: outcome.exit_code, error }.into()),

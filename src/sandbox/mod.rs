@@ -143,6 +143,8 @@ pub struct ContainerConfig {
     pub rootfs_read_only: bool,
     /// The bind mounts.
     pub binds: Vec<Bind>,
+    /// The container's memory limit in bytes, if it has one.
+    pub memory_limit: Option<u64>,
     /// The container's process has a terminal of this size; it is relayed to standard input and
     /// output.
     pub terminal: Option<WindowSize>,
@@ -222,4 +224,6 @@ pub struct Outcome {
     pub exit_code: u8,
     /// What went wrong, if kiln couldn't run the container to its own end.
     pub error: Option<String>,
+    /// What the container's user should know although kiln did its part.
+    pub notice: Option<String>,
 }

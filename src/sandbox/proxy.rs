@@ -83,7 +83,7 @@ pub unsafe fn run(config: ProxyConfig) -> anyhow::Result<ExitCode> {
     let exit_code = LocalSet::new().block_on(&runtime, async {
         let mut proxy = Proxy::new(config, &signals, command, monitor)?;
         let outcome = match proxy.live().await {
-            Ok(exit_code) => Outcome { exit_code, error: None },
+            Ok(exit_code) => Outcome { exit_code, error: None, notice: None },
             Err(failure) => failure,
         };
         let exit_code = outcome.exit_code;
@@ -164,7 +164,7 @@ impl Proxy {
                     });
                 }
                 Step::Replied(Reply::Failed { message, exit_code }, _) => {
-                    return Err(Outcome { exit_code, error: Some(message) });
+                    return Err(Outcome { exit_code, error: Some(message), notice: None });
                 }
                 Step::Replied(reply, _) => {
                     return Err(failed(anyhow!("the monitor answers with {reply:?}")));
@@ -266,5 +266,5 @@ impl Proxy {
 }
 
 fn failed(error: anyhow::Error) -> Outcome {
-    Outcome { exit_code: FAILED, error: Some(format!("{error:#}")) }
+    Outcome { exit_code: FAILED, error: Some(format!("{error:#}")), notice: None }
 }

@@ -13,6 +13,7 @@ mod exec;
 mod hooks;
 mod jail;
 mod lifecycle;
+mod limits;
 mod namespaces;
 mod run;
 mod spec;

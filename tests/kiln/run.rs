@@ -3,14 +3,11 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::process::{Child, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::stage::{Stage, errors};
-
-/// How long anything that should happen at once may take on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub use crate::stage::{eventually, processes_of};
 
 fn run(args: &[&str]) -> (Stage, Output) {
     let stage = Stage::new(args);
@@ -29,28 +26,6 @@ pub fn wait_for_line(child: &mut Child, line: &str) {
         seen.push(char::from(byte[0]));
     }
     child.stdout = Some(stdout);
-}
-
-/// Waits until a condition holds.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < PATIENCE, "{what} did not come about");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
-/// The pids of processes whose command line or environment mentions a path, but this one.
-pub fn processes_of(stage: &Stage) -> Vec<i32> {
-    let mark = stage.root().to_string_lossy().into_owned().into_bytes();
-    let mentions = |text: Vec<u8>| text.windows(mark.len()).any(|part| part == mark);
-    let own = i32::try_from(std::process::id()).expect("a pid");
-    fs::read_dir("/proc")
-        .expect("/proc")
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid| *pid != own)
-        .filter(|pid| fs::read(format!("/proc/{pid}/environ")).is_ok_and(mentions))
-        .collect()
 }
 
 #[test]

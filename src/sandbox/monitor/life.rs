@@ -261,6 +261,7 @@ impl Monitor {
             ExitStatus::Signal(signal) => 128 + signal,
         };
         self.exit_status = Some(status);
+        self.oom_killed |= oom_killed;
         status
     }
 

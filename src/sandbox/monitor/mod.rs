@@ -81,8 +81,8 @@ pub unsafe fn run(mut config: MonitorConfig) -> anyhow::Result<ExitCode> {
             Ok(()) => monitor.live(kernel, agent).await,
             Err(error) => Err(error.into()),
         };
-        let outcome = monitor.outcome(result).await;
-        monitor.clean_up();
+        let mut outcome = monitor.outcome(result).await;
+        monitor.clean_up(&mut outcome);
         let exit_code = outcome.exit_code;
         monitor.report(outcome);
         anyhow::Ok(exit_code)
@@ -190,6 +190,8 @@ struct Monitor {
     set_up: bool,
     /// The status to exit with, once the container has ended.
     exit_status: Option<u8>,
+    /// The guest's kernel has killed processes of the container for want of memory.
+    oom_killed: bool,
     /// The guest has been told to end: that things end is expected.
     ending: bool,
     /// The command that is waited for by somebody has ended.
@@ -236,6 +238,7 @@ impl Monitor {
             stream_ends: 0,
             set_up: false,
             exit_status: None,
+            oom_killed: false,
             ending: false,
             orphaned: false,
         })
@@ -269,7 +272,10 @@ impl Monitor {
     /// What the command is told.
     async fn outcome(&mut self, result: Result<u8, Failure>) -> Outcome {
         let failure = match result {
-            Ok(exit_code) => return Outcome { exit_code, error: None },
+            Ok(exit_code) => {
+                let notice = (self.oom_killed && exit_code != 0).then(|| self.out_of_memory());
+                return Outcome { exit_code, error: None, notice };
+            }
             Err(failure) => failure,
         };
         let mut message = format!("{:#}", failure.error);
@@ -286,7 +292,24 @@ impl Monitor {
                 message.push_str(&line);
             }
         }
-        Outcome { exit_code: failure.exit_code, error: Some(message) }
+        Outcome { exit_code: failure.exit_code, error: Some(message), notice: None }
+    }
+
+    /// What a container that failed after the guest's kernel had killed processes of it should know.
+    fn out_of_memory(&self) -> String {
+        let (whose, mend) = match self.container.memory_limit {
+            Some(limit) => (
+                format!("the step's memory limit of {} MiB was reached", limit.div_ceil(1 << 20)),
+                "raise linux.resources.memory.limit",
+            ),
+            None => (
+                format!("the guest's memory of {} MiB was full", self.guest.memory_mib),
+                "set linux.resources.memory.limit, or --memory",
+            ),
+        };
+        format!(
+            "{whose}, and the guest's kernel killed processes of the step: if it needs more, {mend}"
+        )
     }
 
     /// Whether the container is to be deleted by a later command: it is kept, and its set-up, which
@@ -329,6 +352,9 @@ impl Monitor {
 
     /// Tells the command how it ended; if there is none any more, the log.
     fn report(&self, outcome: Outcome) {
+        if let Some(notice) = &outcome.notice {
+            tracing::warn!("{notice}");
+        }
         if let Some(command) = &self.command {
             // If it's gone there is nobody to tell.
             let _ = packet::send_message(command.as_fd(), &FromMonitor::Ended(outcome));
@@ -338,7 +364,7 @@ impl Monitor {
     }
 
     /// Ends what still runs and removes what the sandbox has on the host.
-    fn clean_up(&mut self) {
+    fn clean_up(&mut self, outcome: &mut Outcome) {
         if self.timeline.current() != Phase::Teardown {
             self.timeline.enter(Phase::Teardown);
         }
@@ -357,7 +383,8 @@ impl Monitor {
         if let Some(path) = &self.timings
             && let Err(error) = self.timeline.write(path)
         {
-            tracing::warn!(%error, path = %path.display(), "timings could not be written");
+            let notice = format!("--timings {}: {error}", path.display());
+            outcome.notice.get_or_insert(notice);
         }
     }
 }
