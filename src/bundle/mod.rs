@@ -19,7 +19,9 @@ mod refusals;
 mod sizing;
 mod tolerated;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
@@ -166,18 +168,36 @@ impl Bundle {
 
 fn read(path: &Path, mend: &'static str) -> Result<String, BundleError> {
     let unreadable = |source| BundleError::Unreadable { path: path.to_owned(), mend, source };
-    let length = std::fs::metadata(path).map_err(unreadable)?.len();
+    // A FIFO would be waited for, and a device may have no end.
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = File::options().read(true).custom_flags(flags).open(path).map_err(unreadable)?;
+    let metadata = file.metadata().map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(unreadable(io::Error::other("not a regular file")));
+    }
+    let mut text = String::new();
+    let read = file.take(MAX_CONFIG + 1).read_to_string(&mut text);
+    let length = metadata.len().max(text.len() as u64);
     if length > MAX_CONFIG {
         return Err(BundleError::TooLong { path: path.to_owned(), length });
     }
-    std::fs::read_to_string(path).map_err(unreadable)
+    read.map_err(unreadable)?;
+    Ok(text)
 }
 
 fn find_rootfs(dir: &Path, spec: &Spec) -> Result<(PathBuf, bool), BundleError> {
     let Some(root) = spec.root() else {
         return Err(BundleError::field("root", "missing: name the root file system's directory"));
     };
-    let named = dir.join(root.path());
+    // Without a slash at its end, after which a link would be followed.
+    let named: PathBuf = dir.join(root.path()).components().collect();
+    if is_linked(dir, &named) {
+        let reason = format!(
+            "root file system {} is a symbolic link: name the directory that it leads to",
+            named.display()
+        );
+        return Err(BundleError::field("root.path", reason));
+    }
     let path = named.canonicalize().map_err(|error| {
         BundleError::field("root.path", format!("root file system {}: {error}", named.display()))
     })?;
@@ -186,6 +206,13 @@ fn find_rootfs(dir: &Path, spec: &Spec) -> Result<(PathBuf, bool), BundleError> 
         return Err(BundleError::field("root.path", reason));
     }
     Ok((path, root.readonly().unwrap_or(false)))
+}
+
+/// Whether a path is a symbolic link or, as far as it lies below `dir`, leads through one: as runc has
+/// it, what a bundle's link leads to is not what was named.
+fn is_linked(dir: &Path, path: &Path) -> bool {
+    let mut below = path.ancestors().take_while(|above| *above != dir && above.starts_with(dir));
+    path.is_symlink() || below.any(Path::is_symlink)
 }
 
 #[cfg(test)]
