@@ -6,13 +6,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod initramfs;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+
+use initramfs::{Initramfs, installed, run};
 
 const INIT: &str = include_str!("kernel/init.sh");
 
@@ -29,9 +31,6 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("setfacl", "acl"),
     ("getfacl", "acl"),
 ];
-
-/// How long a guest may take before it counts as hung; far more than it needs on a busy machine.
-const HUNG_AFTER: Duration = Duration::from_secs(400);
 
 /// What the guest's console said.
 struct Report {
@@ -138,13 +137,8 @@ fn build_script() -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernel-config/build"))
 }
 
-/// The kernel that was built with the program under test.
 fn kernel() -> PathBuf {
-    let folder = std::env::var_os("KILN_LIB_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("out/lib/kiln"), PathBuf::from);
-    let kernel = folder.join("vmlinux");
-    assert!(kernel.exists(), "no kernel at {}: run `make kernel`", kernel.display());
-    kernel
+    initramfs::kernel(Path::new(env!("CARGO_MANIFEST_DIR")))
 }
 
 /// Boots the kernel with the checks and gives back what they said.
@@ -162,48 +156,20 @@ fn boot() -> Report {
     File::create(at("scratch")).unwrap().set_len(1 << 20).unwrap();
     write_initramfs(&at("initramfs"), &sum);
 
-    let console = at("console");
-    let mut qemu = Command::new("qemu-system-x86_64")
-        .args(["-M", "microvm,rtc=off,acpi=off", "-accel", "tcg,thread=multi", "-cpu", "max"])
-        .args(["-m", "512", "-smp", "2", "-nodefaults", "-no-user-config", "-no-reboot"])
-        .args(["-display", "none", "-serial"])
-        .arg(format!("file:{}", console.display()))
-        .arg("-kernel")
-        .arg(kernel())
-        .arg("-initrd")
-        .arg(at("initramfs"))
-        .args(["-append", "console=ttyS0 panic=-1 reboot=t loglevel=4"])
-        .arg("-drive")
-        .arg(format!(
-            "id=layer,if=none,format=raw,readonly=on,file={}",
-            at("layer.erofs").display()
-        ))
-        .arg("-drive")
-        .arg(format!("id=scratch,if=none,format=raw,file={}", at("scratch").display()))
-        .args(["-device", "virtio-blk-device,drive=layer"])
-        .args(["-device", "virtio-blk-device,drive=scratch"])
-        .args(["-netdev", "user,id=net,restrict=on", "-device", "virtio-net-device,netdev=net"])
-        .args(["-device", "virtio-rng-device", "-device", "virtio-balloon-device"])
-        .args(["-device", "virtio-serial-device", "-chardev", "null,id=hvc"])
-        .args(["-device", "virtconsole,chardev=hvc"])
-        .stdin(Stdio::null())
-        .spawn()
-        .expect("qemu-system-x86_64 runs (Debian package qemu-system-x86)");
-
-    let started = Instant::now();
-    let hung = loop {
-        if qemu.try_wait().unwrap().is_some() {
-            break false;
-        }
-        if started.elapsed() > HUNG_AFTER {
-            qemu.kill().unwrap();
-            qemu.wait().unwrap();
-            break true;
-        }
-        std::thread::sleep(Duration::from_millis(50));
+    let disk = |options: &str, name: &str| {
+        format!("if=none,format=raw,{options},file={}", at(name).display())
     };
-    let console = String::from_utf8_lossy(&fs::read(console).unwrap()).replace('\r', "");
-    assert!(!hung, "the guest did not end:\n{console}");
+    let devices = [
+        ["-drive".to_owned(), disk("id=layer,readonly=on", "layer.erofs")],
+        ["-drive".to_owned(), disk("id=scratch", "scratch")],
+    ];
+    let others = "-device virtio-blk-device,drive=layer -device virtio-blk-device,drive=scratch \
+                  -netdev user,id=net,restrict=on -device virtio-net-device,netdev=net \
+                  -device virtio-rng-device -device virtio-balloon-device \
+                  -device virtio-serial-device -chardev null,id=hvc -device virtconsole,chardev=hvc";
+    let others = others.split_whitespace().map(str::to_owned);
+    let devices: Vec<String> = devices.into_iter().flatten().chain(others).collect();
+    let console = initramfs::boot(&kernel(), &at("initramfs"), "", &devices);
 
     let mut scratch = Vec::new();
     File::open(at("scratch")).unwrap().take(64).read_to_end(&mut scratch).unwrap();
@@ -227,54 +193,10 @@ fn between<'a>(text: &'a str, begin: &str, end: &str) -> &'a str {
 
 /// An initramfs with the checks as `/init`, busybox, and [`PROGRAMS`] with their libraries.
 fn write_initramfs(path: &Path, sum_of_compressible: &str) {
-    let mut files: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
-    files.insert("/bin/busybox".into(), installed("busybox", "busybox-static"));
+    let mut content = Initramfs::new(INIT);
     for (program, package) in PROGRAMS {
-        let program = installed(program, package);
-        for library in run(Command::new("ldd").arg(&program)).split_whitespace() {
-            if library.starts_with('/') {
-                files.insert(library.into(), library.into());
-            }
-        }
-        files.insert(Path::new("/usr/bin").join(program.file_name().unwrap()), program);
+        content.add_program(&Path::new("/usr/bin").join(program), &installed(program, package));
     }
-
-    let mut archive = File::create(path).unwrap();
-    let mut folders: Vec<&Path> = files.keys().flat_map(|f| f.ancestors().skip(1)).collect();
-    let own = ["/proc", "/sys", "/dev", "/expected"].map(Path::new);
-    folders.extend(own);
-    folders.sort();
-    folders.dedup();
-    for folder in folders.into_iter().filter(|folder| *folder != Path::new("/")) {
-        add(&mut archive, folder, 0o040_755, &[]);
-    }
-    for (inside, outside) in &files {
-        let mode = 0o100_000 | fs::metadata(outside).unwrap().permissions().mode() & 0o777;
-        add(&mut archive, inside, mode, &fs::read(outside).unwrap());
-    }
-    add(&mut archive, Path::new("/init"), 0o100_755, INIT.as_bytes());
-    let sum = Path::new("/expected/compressible.sha256");
-    add(&mut archive, sum, 0o100_644, sum_of_compressible.as_bytes());
-    cpio::newc::trailer(archive).unwrap();
-}
-
-fn add(archive: &mut File, path: &Path, mode: u32, content: &[u8]) {
-    let name = path.strip_prefix("/").unwrap().to_str().unwrap();
-    let size = u32::try_from(content.len()).unwrap();
-    let mut entry = cpio::newc::Builder::new(name).mode(mode).nlink(1).write(archive, size);
-    entry.write_all(content).unwrap();
-    entry.finish().unwrap();
-}
-
-fn installed(program: &str, package: &str) -> PathBuf {
-    let folders = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(Path::new);
-    let found = folders.iter().map(|folder| folder.join(program)).find(|path| path.exists());
-    found.unwrap_or_else(|| panic!("no {program}: apt-get install {package}"))
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {}: {stderr}", output.status);
-    String::from_utf8(output.stdout).unwrap()
+    content.add_text("/expected/compressible.sha256", sum_of_compressible);
+    content.write(path);
 }

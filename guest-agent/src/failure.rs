@@ -29,6 +29,15 @@ impl Failure {
     }
 }
 
+/// As much of a text as goes into `length` bytes.
+pub fn clip(text: &str, length: usize) -> &str {
+    let mut end = text.len().min(length);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 /// Turns any error into a [`Failure`] of a phase.
 pub trait During<T> {
     /// `what` names the field or the step; the error's own text follows it.

@@ -1,4 +1,5 @@
-//! `linux.resources` in the files of cgroup v2, converted as runc converts them.
+//! `linux.resources` in the files of cgroup v2, converted as runc converts them: for a container that
+//! is created, and for the update of one that runs, in which what is not set stays as it is.
 //!
 //! The machine is part of how limits are honoured: it has the memory and the processors that the
 //! configuration asks for, and no swap.
@@ -27,6 +28,41 @@ const RESERVED_PIDS: u64 = 128;
 /// Period of `cpu.max` in microseconds where the configuration has none.
 const DEFAULT_PERIOD: u64 = 100_000;
 
+/// What fields that are not set stand for.
+#[derive(Debug)]
+struct Base {
+    /// Limit of memory in bytes.
+    memory: Option<i64>,
+    /// Bytes of memory in use.
+    used: i64,
+    /// Quota as in `cpu.max`.
+    quota: String,
+    /// Period in microseconds, as there.
+    period: u64,
+}
+
+impl Base {
+    /// A container that is new.
+    fn new() -> Self {
+        Self { memory: None, used: 0, quota: "max".to_owned(), period: DEFAULT_PERIOD }
+    }
+
+    /// The container of a cgroup.
+    fn of(cgroup: &Path) -> Self {
+        let read = |file: &str| fs::read_to_string(cgroup.join(file)).unwrap_or_default();
+        let bytes = |file: &str| read(file).trim().parse().ok();
+        let cpu = read("cpu.max");
+        let mut cpu = cpu.split_whitespace();
+        let new = Self::new();
+        Self {
+            memory: bytes("memory.max"),
+            used: bytes("memory.current").unwrap_or(0),
+            quota: cpu.next().map_or(new.quota, str::to_owned),
+            period: cpu.next().and_then(|period| period.parse().ok()).unwrap_or(new.period),
+        }
+    }
+}
+
 /// Values for files of a container's cgroup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
@@ -43,23 +79,50 @@ struct Setting {
 }
 
 impl Limits {
-    /// Reads `linux.resources`. `cpus` is the guest's number of processors.
+    /// Reads `linux.resources` of a container to be created. `cpus` is the guest's number of
+    /// processors.
     ///
     /// # Errors
     /// A limit that can't be honoured, by field.
     pub fn from_spec(resources: Option<&LinuxResources>, cpus: usize) -> Result<Self, Failure> {
         let mut limits = Self { settings: Vec::new() };
-        let limit = resources.and_then(|all| all.pids().as_ref()).map(|pids| pids.limit());
-        limits.pids(limit);
-        let Some(resources) = resources else {
-            return Ok(limits);
-        };
+        limits.pids(resources.and_then(pids_limit).unwrap_or(-1));
+        if let Some(resources) = resources {
+            limits.read(resources, cpus, &Base::new())?;
+        }
+        Ok(limits)
+    }
+
+    /// Reads the changes for a container that runs in `cgroup`.
+    ///
+    /// # Errors
+    /// As [`Self::from_spec`].
+    pub(super) fn of_update(
+        resources: &LinuxResources,
+        cpus: usize,
+        cgroup: &Path,
+    ) -> Result<Self, Failure> {
+        let mut limits = Self { settings: Vec::new() };
+        if let Some(limit) = pids_limit(resources) {
+            limits.pids(limit);
+        }
+        limits.read(resources, cpus, &Base::of(cgroup))?;
+        Ok(limits)
+    }
+
+    fn read(
+        &mut self,
+        resources: &LinuxResources,
+        cpus: usize,
+        base: &Base,
+    ) -> Result<(), Failure> {
+        let limits = self;
         refuse_foreign(resources)?;
         if let Some(memory) = resources.memory() {
-            limits.memory(memory)?;
+            limits.memory(memory, base)?;
         }
         if let Some(cpu) = resources.cpu() {
-            limits.cpu(cpu, cpus)?;
+            limits.cpu(cpu, cpus, base)?;
         }
         if let Some(block_io) = resources.block_io() {
             limits.block_io(block_io)?;
@@ -77,7 +140,27 @@ impl Limits {
             }
             limits.set(&format!("unified ({file})"), file, value.clone());
         }
-        Ok(limits)
+        Ok(())
+    }
+
+    /// Writes the limits in place of what a cgroup has. If one is not taken, none is changed.
+    pub(super) fn replace(&self, cgroup: &Path) -> Result<(), Failure> {
+        let mut before = Vec::new();
+        for Setting { field, file, optional, .. } in &self.settings {
+            let path = cgroup.join(file);
+            match fs::read_to_string(&path) {
+                Ok(value) => before.push((path, value)),
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {}
+                Err(_) if *optional => {}
+                Err(_) => return Err(refuse(field, "the guest's kernel has no such limit")),
+            }
+        }
+        self.write(cgroup).inspect_err(|_| {
+            for (path, value) in before.iter().rev() {
+                // An empty list has to be written as a line; what was in force can be again.
+                let _ = super::write_file(path, &format!("{}\n", value.trim_end()));
+            }
+        })
     }
 
     pub(super) fn write(&self, cgroup: &Path) -> Result<(), Failure> {
@@ -101,14 +184,14 @@ impl Limits {
         self.settings.push(Setting { field, file, value, optional });
     }
 
-    fn pids(&mut self, limit: Option<i64>) {
-        match limit.filter(|limit| *limit > 0) {
-            Some(limit) => self.set("pids.limit", "pids.max", limit.to_string()),
-            None => self.add("pids.limit", "pids.max", default_pids().to_string(), true),
+    fn pids(&mut self, limit: i64) {
+        match limit {
+            1.. => self.set("pids.limit", "pids.max", limit.to_string()),
+            _ => self.add("pids.limit", "pids.max", default_pids().to_string(), true),
         }
     }
 
-    fn memory(&mut self, memory: &LinuxMemory) -> Result<(), Failure> {
+    fn memory(&mut self, memory: &LinuxMemory, base: &Base) -> Result<(), Failure> {
         for (name, value) in [("kernel", memory.kernel()), ("kernelTCP", memory.kernel_tcp())] {
             if value.is_some_and(|value| value > 0) {
                 let why = "cgroup v2 has no limit on kernel memory alone";
@@ -121,6 +204,11 @@ impl Limits {
         }
         let limit = memory.limit().filter(|limit| *limit != 0);
         if let Some(limit) = limit {
+            let checked = memory.check_before_update().unwrap_or(false);
+            if checked && (0..base.used).contains(&limit) {
+                let why = format!("{limit} is below the {} bytes that are in use", base.used);
+                return Err(refuse("memory.limit", &why));
+            }
             self.set("memory.limit", "memory.max", bytes_or_max(limit));
         }
         if let Some(low) = memory.reservation().filter(|low| *low != 0) {
@@ -129,7 +217,7 @@ impl Limits {
         let Some(swap) = memory.swap().filter(|swap| *swap != 0) else {
             return Ok(());
         };
-        let swap = match (swap, limit) {
+        let swap = match (swap, limit.or(base.memory)) {
             (..=-1, _) => "max".to_owned(),
             (_, None) => return Err(refuse("memory.swap", "needs a memory.limit")),
             (swap, Some(limit)) if swap < limit => {
@@ -142,7 +230,7 @@ impl Limits {
         Ok(())
     }
 
-    fn cpu(&mut self, cpu: &LinuxCpu, guest_cpus: usize) -> Result<(), Failure> {
+    fn cpu(&mut self, cpu: &LinuxCpu, guest_cpus: usize, base: &Base) -> Result<(), Failure> {
         let realtime =
             cpu.realtime_runtime().unwrap_or(0) != 0 || cpu.realtime_period().unwrap_or(0) != 0;
         if realtime {
@@ -153,9 +241,12 @@ impl Limits {
             self.set("cpu.shares", "cpu.weight", weight_of_shares(shares).to_string());
         }
         if cpu.quota().is_some_and(|quota| quota != 0) || cpu.period().unwrap_or(0) != 0 {
-            let quota = cpu.quota().filter(|quota| *quota > 0);
-            let quota = quota.map_or("max".to_owned(), |quota| quota.to_string());
-            let period = cpu.period().filter(|period| *period != 0).unwrap_or(DEFAULT_PERIOD);
+            let quota = match cpu.quota() {
+                None | Some(0) => base.quota.clone(),
+                Some(..0) => "max".to_owned(),
+                Some(quota) => quota.to_string(),
+            };
+            let period = cpu.period().filter(|period| *period != 0).unwrap_or(base.period);
             self.set("cpu.quota", "cpu.max", format!("{quota} {period}"));
         }
         if let Some(burst) = cpu.burst() {
@@ -221,6 +312,11 @@ fn refuse_foreign(resources: &LinuxResources) -> Result<(), Failure> {
         return Err(refuse("network.priorities", "cgroup v2 has no network priorities"));
     }
     Ok(())
+}
+
+/// `pids.limit`, of which 0 is none and -1 none in particular.
+fn pids_limit(resources: &LinuxResources) -> Option<i64> {
+    resources.pids().as_ref().map(|pids| pids.limit()).filter(|limit| *limit != 0)
 }
 
 fn bytes_or_max(bytes: i64) -> String {
@@ -314,6 +410,73 @@ mod tests {
             let failure = limits(json).expect_err("refused");
             assert!(failure.message.contains(field), "{}", failure.message);
         }
+    }
+
+    /// A directory with the files of a cgroup.
+    fn cgroup(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().expect("directory");
+        for (file, content) in files {
+            fs::write(directory.path().join(file), content).expect("file");
+        }
+        directory
+    }
+
+    fn update(cgroup: &Path, json: &str) -> Result<(), Failure> {
+        let resources: LinuxResources = serde_json::from_str(json).expect("resources");
+        Limits::of_update(&resources, 2, cgroup)?.replace(cgroup)
+    }
+
+    #[test]
+    fn what_an_update_does_not_name_stays() {
+        let files = [
+            ("cpu.max", "5000 20000"),
+            ("memory.max", "1000"),
+            ("pids.max", "7"),
+            ("memory.swap.max", "0"),
+            ("cpu.weight", "39"),
+        ];
+        let cases = [
+            ("{}", "cpu.max", "5000 20000"),
+            (r#"{"cpu":{"quota":9000}}"#, "cpu.max", "9000 20000"),
+            (r#"{"cpu":{"period":50000}}"#, "cpu.max", "5000 50000"),
+            (r#"{"cpu":{"quota":-1}}"#, "cpu.max", "max 20000"),
+            (r#"{"cpu":{"shares":1024}}"#, "cpu.max", "5000 20000"),
+            (r#"{"memory":{"swap":1500}}"#, "memory.swap.max", "500"),
+            (r#"{"memory":{"limit":2000}}"#, "memory.swap.max", "0"),
+            (r#"{"memory":{"limit":2000}}"#, "pids.max", "7"),
+            (r#"{"pids":{"limit":0}}"#, "pids.max", "7"),
+            (r#"{"pids":{"limit":8}}"#, "pids.max", "8"),
+        ];
+        for (json, file, expected) in cases {
+            let cgroup = cgroup(&files);
+            update(cgroup.path(), json).expect("taken");
+            let value = fs::read_to_string(cgroup.path().join(file)).expect("file");
+            // A plain file keeps what a shorter value doesn't cover.
+            assert!(value.starts_with(expected), "{json}: {value}");
+        }
+    }
+
+    #[test]
+    fn update_that_cannot_be_honoured_as_a_whole_changes_nothing() {
+        let files = [("memory.max", "5000"), ("memory.current", "3000"), ("cpu.weight", "39")];
+        let cases = [
+            (r#"{"memory":{"limit":100},"cpu":{"quota":1000}}"#, "cpu.quota"),
+            (r#"{"memory":{"limit":100},"cpu":{"shares":2,"cpus":"x"}}"#, "cpu.cpus"),
+            (r#"{"memory":{"limit":100,"disableOOMKiller":true}}"#, "memory.disableOOMKiller"),
+            (r#"{"memory":{"limit":2999,"checkBeforeUpdate":true}}"#, "memory.limit"),
+            (r#"{"memory":{"limit":100},"unified":{"no.file":"1"}}"#, "unified (no.file)"),
+        ];
+        for (json, field) in cases {
+            let cgroup = cgroup(&files);
+            let failure = update(cgroup.path(), json).expect_err("refused");
+            assert!(failure.message.contains(field), "{json}: {}", failure.message);
+            for (file, before) in files {
+                let after = fs::read_to_string(cgroup.path().join(file)).expect("file");
+                assert_eq!(after, before, "{json}");
+            }
+        }
+        let higher = r#"{"memory":{"limit":3000,"checkBeforeUpdate":true}}"#;
+        update(cgroup(&files).path(), higher).expect("taken");
     }
 
     #[test]

@@ -6,13 +6,20 @@
 //! agent's, not a host's.
 
 mod limits;
+mod notices;
+mod statistics;
 
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
+use kiln_protocol::Statistics;
 pub use limits::Limits;
+pub use notices::Notices;
+use oci_spec::runtime::LinuxResources;
+
+use crate::failure::Failure;
 
 /// Memory that the kernel keeps for the agent, in bytes: several times what it uses.
 const AGENT_MEMORY: &str = "16777216";
@@ -123,19 +130,53 @@ impl Cgroup {
         write_file(&self.path.join("cgroup.kill"), "1")
     }
 
-    /// Whether the kernel killed a process of the cgroup for want of memory.
-    pub fn oom_killed(&self) -> bool {
-        let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
-        let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
-        count.is_some_and(|count| count.trim() != "0")
+    /// Has every process in it and below it stand still, or go on. It takes a while:
+    /// [`Self::events`] has `frozen 1` once they do.
+    ///
+    /// # Errors
+    /// As write(2).
+    pub fn freeze(&self, still: bool) -> io::Result<()> {
+        write_file(&self.path.join("cgroup.freeze"), if still { "1" } else { "0" })
+    }
+
+    /// What happens to its processes: `populated` and `frozen`.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn events(&self) -> io::Result<Notices> {
+        Notices::open(&self.path.join("cgroup.events"))
+    }
+
+    /// What happens to its memory, such as `oom_kill`.
+    ///
+    /// # Errors
+    /// `NotFound` where the kernel doesn't control the memory of cgroups.
+    pub fn memory_events(&self) -> io::Result<Notices> {
+        Notices::open(&self.path.join("memory.events"))
+    }
+
+    /// What the kernel has counted.
+    pub fn statistics(&self) -> Statistics {
+        statistics::read(&self.path)
     }
 
     /// Writes limits.
     ///
     /// # Errors
     /// The first that the kernel doesn't take, by field.
-    pub fn limit(&self, limits: &Limits) -> Result<(), crate::failure::Failure> {
+    pub fn limit(&self, limits: &Limits) -> Result<(), Failure> {
         limits.write(&self.path)
+    }
+
+    /// Changes the limits that are set in `resources`, all or none of them. `cpus` is the guest's
+    /// number of processors.
+    ///
+    /// Where memory is to be less than what is in use, the kernel takes it back before this returns.
+    ///
+    /// # Errors
+    /// A limit that can't be honoured or that the kernel doesn't take, by field.
+    pub fn update(&self, resources: &LinuxResources, cpus: usize) -> Result<(), Failure> {
+        Limits::of_update(resources, cpus, &self.path)?.replace(&self.path)
     }
 
     /// Gives the cgroup to a user, as the root of a hierarchy of its own (the files that
@@ -170,7 +211,11 @@ impl Drop for Cgroup {
 const REMOVE_ATTEMPTS: usize = 20;
 
 fn collect(path: &Path, all: &mut Vec<libc::pid_t>) -> io::Result<()> {
-    let processes = fs::read_to_string(path.join("cgroup.procs"))?;
+    let processes = match fs::read_to_string(path.join("cgroup.procs")) {
+        // The processes of threaded cgroups are those of one above.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => String::new(),
+        read => read?,
+    };
     all.extend(processes.lines().filter_map(|line| line.parse::<libc::pid_t>().ok()));
     for below in directories(path)? {
         collect(&below, all)?;

@@ -27,7 +27,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::channel::{Channel, Command, Report};
 use super::launch::StandardStreams;
-use crate::failure::{During, Failure};
+use crate::failure::{During, Failure, clip};
 use crate::process::{ProcessPlan, executable};
 use crate::rootfs::devices::{self, Node};
 use crate::rootfs::terminal::Terminal;
@@ -49,9 +49,7 @@ pub struct Program<'a> {
 pub fn run(channel: &Channel, steps: impl FnOnce() -> Result<Infallible, Failure>) -> ! {
     let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let Err(mut failure) = steps();
-        if let Some((end, _)) = failure.message.char_indices().find(|(at, _)| *at >= MAX_MESSAGE) {
-            failure.message.truncate(end);
-        }
+        failure.message = clip(&failure.message, MAX_MESSAGE).to_owned();
         let status = failure.exit_code;
         // If the agent is gone, nobody is left to be told.
         let _ = channel.report(&Report::Failed(failure), None);

@@ -2,6 +2,7 @@
 
 pub mod capabilities;
 pub mod executable;
+pub mod listing;
 mod plan;
 pub mod rlimits;
 pub mod scheduling;

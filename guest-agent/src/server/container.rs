@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kiln_protocol::ExecId;
 
 use super::process::Process;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Notices};
 use crate::container::Plan;
 use crate::rootfs::devices::DeviceStore;
 
@@ -20,6 +20,14 @@ pub struct Container {
     pub plan: Plan,
     /// Its cgroup.
     pub cgroup: Cgroup,
+    /// What happens to the cgroup.
+    pub events: Notices,
+    /// What happens to its memory, where the kernel controls it.
+    pub memory_events: Option<Notices>,
+    /// Processes killed for want of memory that have been reported.
+    pub oom_kills: u64,
+    /// Requests to be answered when it stands still.
+    pub pausing: Vec<u32>,
     /// Its device nodes: they go when it goes.
     pub _devices: DeviceStore,
 }

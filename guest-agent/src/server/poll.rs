@@ -63,6 +63,14 @@ impl Poller {
         Ok(epoll::add(&self.epoll, descriptor, EventData::new_u64(token), flags)?)
     }
 
+    /// Adds a file of the kernel's of which every change is told, once it has been read.
+    ///
+    /// # Errors
+    /// As epoll_ctl(2).
+    pub fn watch_changes(&self, file: impl AsFd, token: u64) -> io::Result<()> {
+        Ok(epoll::add(&self.epoll, file, EventData::new_u64(token), EventFlags::PRI)?)
+    }
+
     /// Stops watching a descriptor that stays open.
     pub fn forget(&self, descriptor: impl AsFd) {
         // One that isn't there is as good as forgotten.

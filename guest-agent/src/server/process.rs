@@ -4,10 +4,10 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 
-use kiln_protocol::{ExecId, ExitStatus, FromAgent, StreamToken};
+use kiln_protocol::{ExecId, ExitStatus, FromAgent, MAX_MESSAGE, StreamToken};
 
 use crate::container::channel::Channel;
-use crate::failure::Failure;
+use crate::failure::{Failure, clip};
 use crate::process::ProcessPlan;
 
 /// What a process is called in messages.
@@ -41,6 +41,7 @@ impl ProcessName {
     /// That it could not be set up or executed.
     pub fn failed(self, failure: Failure) -> FromAgent {
         let Failure { phase, message, exit_code } = failure;
+        let message = clip(&message, MAX_MESSAGE).to_owned();
         match self {
             Self { container, exec: None } => {
                 FromAgent::Failed { container, phase, message, exit_code }

@@ -14,8 +14,9 @@ use kiln_agent::cgroup::Hierarchy;
 use kiln_agent::server::{Agent, Environment};
 use kiln_protocol::frame::{self, Decoder};
 use kiln_protocol::{
-    BindMount, CreateContainer, ExecId, ExecProcess, ExitStatus, FailurePhase, FromAgent,
-    MAX_FROM_AGENT, MAX_TO_AGENT, Stdio, StreamHeader, StreamToken, ToAgent, VERSION, WindowSize,
+    Answer, BindMount, CreateContainer, ExecId, ExecProcess, ExitStatus, FailurePhase, FromAgent,
+    MAX_FROM_AGENT, MAX_TO_AGENT, Question, Stdio, StreamHeader, StreamToken, ToAgent, VERSION,
+    WindowSize,
 };
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -35,6 +36,7 @@ pub struct Guest {
     cgroup: PathBuf,
     next_token: AtomicU64,
     next_exec: u32,
+    next_request: u32,
 }
 
 /// Two outputs that are being read.
@@ -81,6 +83,11 @@ impl Guest {
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("mode");
         let cgroup = cgroup_root().join(format!("kiln-agent-test-{}", std::process::id()));
         fs::create_dir_all(&cgroup).expect("cgroup");
+        let controllers = fs::read_to_string(cgroup.join("cgroup.controllers")).expect("list");
+        for controller in controllers.split_whitespace() {
+            let enable = cgroup.join("cgroup.subtree_control");
+            fs::write(enable, format!("+{controller}")).expect("controller");
+        }
         let listener = UnixListener::bind(directory.path().join("streams")).expect("listener");
         let (control, of_agent) = UnixStream::pair().expect("control connection");
         // SAFETY: the test's other thread only waits for this one, so the child finds no lock held.
@@ -94,8 +101,16 @@ impl Guest {
         control.set_read_timeout(Some(PATIENCE)).expect("timeout");
         let decoder = Decoder::new(MAX_FROM_AGENT);
         let next_token = AtomicU64::new(1);
-        let mut guest =
-            Self { pid, control, decoder, directory, cgroup, next_token, next_exec: 1000 };
+        let mut guest = Self {
+            pid,
+            control,
+            decoder,
+            directory,
+            cgroup,
+            next_token,
+            next_exec: 1000,
+            next_request: 1000,
+        };
         assert!(matches!(guest.receive(), FromAgent::Hello { protocol: VERSION, .. }));
         guest.send(&ToAgent::Welcome { protocol: VERSION, unix_time_ns: 0, entropy: [0; 32] });
         guest
@@ -218,14 +233,43 @@ impl Guest {
         }
     }
 
+    /// Executes a process of which nothing is to be read.
+    pub fn send_quiet_exec(&mut self, process: &Value) -> ExecId {
+        let exec = ExecId(self.next_exec);
+        self.next_exec += 1;
+        let stdio = Stdio::Pipes { stdin: None, stdout: None, stderr: None };
+        self.send_exec(exec, process, stdio);
+        exec
+    }
+
+    /// Asks a question and waits for its answer, which comes next.
+    pub fn ask(&mut self, question: Question) -> Answer {
+        let asked = self.next_request;
+        self.next_request += 1;
+        self.send(&ToAgent::Ask { request: asked, container: "c".to_owned(), question });
+        match self.receive() {
+            FromAgent::Answer { request, answer } if request == asked => answer,
+            other => panic!("instead of an answer: {other:?}"),
+        }
+    }
+
     pub fn signal(&mut self, exec: Option<ExecId>, signal: i32, all: bool) {
         self.send(&ToAgent::Signal { container: "c".to_owned(), exec, signal, all });
     }
 
-    /// Kills the container and waits for its end.
+    /// Kills the container and waits for its end, and that of its execs.
     pub fn kill(&mut self) {
         self.signal(None, libc::SIGKILL, true);
-        assert_eq!(self.wait(), ExitStatus::Signal(libc::SIGKILL as u8));
+        loop {
+            match self.receive() {
+                FromAgent::ExecExited { .. } => {}
+                FromAgent::Exited { status, .. } => {
+                    assert_eq!(status, ExitStatus::Signal(libc::SIGKILL as u8));
+                    return;
+                }
+                other => panic!("instead of an end: {other:?}"),
+            }
+        }
     }
 
     /// Waits for the container's end.
@@ -291,7 +335,7 @@ fn serve(directory: &Path, cgroup: &Path, control: OwnedFd, listener: OwnedFd) -
 }
 
 /// The unified hierarchy of this machine.
-fn cgroup_root() -> PathBuf {
+pub fn cgroup_root() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
     let fields = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let unified = mounts.lines().map(fields).find(|fields| fields[2] == "cgroup2");

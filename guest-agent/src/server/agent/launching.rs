@@ -5,7 +5,8 @@ use std::io;
 
 use kiln_protocol::{CreateContainer, ExecProcess, FailurePhase, Stdio};
 
-use super::{Agent, FIRST_CHANNEL};
+use super::{Agent, FIRST_CGROUP, FIRST_CHANNEL, FIRST_MEMORY};
+use crate::cgroup::{Cgroup, Notices};
 use crate::console;
 use crate::container::Plan;
 use crate::container::channel::Command;
@@ -71,12 +72,37 @@ impl Agent {
             .hierarchy
             .create()
             .during(FailurePhase::Cgroups, || "create the container's cgroup")?;
+        let events = self.watch_cgroup(&cgroup, unique);
+        let (events, memory_events) =
+            events.during(FailurePhase::Cgroups, || "watch the container's cgroup")?;
         let launched = launch::launch(&plan, supplies, ends, &cgroup)?;
         let first = new_process(launched, unique, plan.process.clone(), &create.stdio);
-        let execs = BTreeMap::new();
-        let container = Container { first, execs, plan, cgroup, _devices: devices };
+        let container = Container {
+            first,
+            execs: BTreeMap::new(),
+            plan,
+            cgroup,
+            events,
+            memory_events,
+            oom_kills: 0,
+            pausing: Vec::new(),
+            _devices: devices,
+        };
         self.containers.insert(create.container.clone(), container);
         Ok(endpoints)
+    }
+
+    fn watch_cgroup(&self, cgroup: &Cgroup, unique: u64) -> io::Result<(Notices, Option<Notices>)> {
+        let events = cgroup.events()?;
+        self.poller.watch_changes(&events, FIRST_CGROUP + unique)?;
+        let memory = match cgroup.memory_events() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            opened => Some(opened?),
+        };
+        if let Some(memory) = &memory {
+            self.poller.watch_changes(memory, FIRST_MEMORY + unique)?;
+        }
+        Ok((events, memory))
     }
 
     fn join_container(

@@ -1,5 +1,6 @@
 //! What the agent does about each event.
 
+mod answers;
 mod launching;
 mod reports;
 
@@ -7,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use kiln_protocol::{Answer, ExecId, FromAgent, StreamToken, ToAgent, VERSION, WindowSize};
+use kiln_protocol::{ExecId, FromAgent, StreamToken, ToAgent, VERSION, WindowSize};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -30,6 +31,8 @@ const CONTROL: u64 = 1;
 const CONTROL_OUT: u64 = 2;
 const LISTENER: u64 = 3;
 const FIRST_CHANNEL: u64 = 1 << 16;
+const FIRST_CGROUP: u64 = 1 << 32;
+const FIRST_MEMORY: u64 = 1 << 36;
 const FIRST_HEADER: u64 = 1 << 40;
 const FIRST_RELAY: u64 = 1 << 48;
 
@@ -153,6 +156,8 @@ impl Agent {
                     LISTENER => self.accept()?,
                     FIRST_RELAY.. => self.relays.on_event(&self.poller, token)?,
                     FIRST_HEADER.. => self.read_header(token - FIRST_HEADER)?,
+                    FIRST_MEMORY.. => self.on_memory_token(token - FIRST_MEMORY)?,
+                    FIRST_CGROUP.. => self.on_cgroup_token(token - FIRST_CGROUP)?,
                     _ => self.on_channel(token)?,
                 }
             }
@@ -203,9 +208,8 @@ impl Agent {
                 Ok(())
             }
             ToAgent::Exec(exec) => self.exec(&exec),
-            ToAgent::Ask { request, .. } => {
-                let why = "this agent answers no questions".to_owned();
-                self.send(&FromAgent::Answer { request, answer: Answer::Refused(why) })
+            ToAgent::Ask { request, container, question } => {
+                self.ask(request, &container, &question)
             }
             // The loop ends before a shutdown comes here.
             ToAgent::Shutdown => Ok(()),

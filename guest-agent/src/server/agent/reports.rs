@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use kiln_protocol::{FailurePhase, FromAgent};
+use kiln_protocol::{ExitStatus, FailurePhase, FromAgent};
 
 use super::{Agent, launching};
 use crate::console;
@@ -67,7 +67,8 @@ impl Agent {
             return Ok(());
         }
         console::say(format_args!("{name}: set up"));
-        self.send(&FromAgent::Created { container: name.container.clone() })
+        self.send(&FromAgent::Created { container: name.container.clone() })?;
+        self.on_memory_event(&name.container)
     }
 
     fn on_started(&mut self, name: &ProcessName) -> io::Result<()> {
@@ -110,18 +111,36 @@ impl Agent {
         let Some(container) = self.containers.get_mut(&name.container) else {
             return Ok(());
         };
-        let oom_killed = container.cgroup.oom_killed();
-        let ended = match name.exec {
-            None => self.containers.remove(&name.container).map(|container| container.first),
-            Some(exec) => container.execs.remove(&exec),
-        };
-        let Some(process) = ended else {
-            return Ok(());
-        };
         self.relays.end_input(&name);
         let status = exit_status(status);
-        if let Some(failure) = failure_of(&process, || format!("ended in its set-up ({status:?})"))
-        {
+        match name.exec {
+            None => self.on_end_of_container(name, status),
+            Some(exec) => match container.execs.remove(&exec) {
+                Some(process) => self.report_end(name, &process, status, false),
+                None => Ok(()),
+            },
+        }
+    }
+
+    fn on_end_of_container(&mut self, name: ProcessName, status: ExitStatus) -> io::Result<()> {
+        self.on_memory_event(&name.container)?;
+        let Some(container) = self.containers.remove(&name.container) else {
+            return Ok(());
+        };
+        for request in container.pausing {
+            self.answer(request, Err("the container has ended".to_owned()))?;
+        }
+        self.report_end(name, &container.first, status, container.oom_kills > 0)
+    }
+
+    fn report_end(
+        &mut self,
+        name: ProcessName,
+        process: &Process,
+        status: ExitStatus,
+        oom_killed: bool,
+    ) -> io::Result<()> {
+        if let Some(failure) = failure_of(process, || format!("ended in its set-up ({status:?})")) {
             self.streams.cancel(&process.tokens);
             return self.send(&name.failed(failure));
         }
