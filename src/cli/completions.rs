@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, ValueEnum};
+use clap::{Command, CommandFactory, ValueEnum};
 use clap_complete::Shell;
 
 use super::Arguments;
@@ -35,7 +35,14 @@ pub fn run(completions: &Completions) -> anyhow::Result<ExitCode> {
     };
     // Into memory first: the generator panics where it can't write.
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Arguments::command(), "kiln", &mut script);
+    clap_complete::generate(shell, &mut visible(&Arguments::command()), "kiln", &mut script);
     std::io::stdout().lock().write_all(&script)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The command without what is hidden: the generators show that too.
+fn visible(command: &Command) -> Command {
+    let arguments = command.get_arguments().filter(|argument| !argument.is_hide_set());
+    let verbs = command.get_subcommands().filter(|verb| !verb.is_hide_set());
+    Command::new("kiln").args(arguments).subcommands(verbs.cloned())
 }
