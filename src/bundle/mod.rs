@@ -16,6 +16,7 @@ mod mountpoints;
 mod namespaces;
 mod process;
 mod refusals;
+mod rlimits;
 mod sizing;
 mod tolerated;
 
@@ -126,6 +127,7 @@ impl Bundle {
         let text = read(&path, "`kiln spec` writes one")?;
         let malformed = |source| BundleError::Malformed { path: path.clone(), source };
         let mut raw: Value = serde_json::from_str(&text).map_err(malformed)?;
+        rlimits::check(&raw["process"])?;
         let notes = raw.get_mut("process").map(tolerated::leave_out).unwrap_or_default();
         for note in &notes {
             tracing::warn!("{note}");

@@ -10,7 +10,7 @@ use oci_spec::runtime::Process;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{BundleError, fields, read, refusals, tolerated};
+use super::{BundleError, fields, read, refusals, rlimits, tolerated};
 
 /// A checked `process` object.
 #[derive(Debug)]
@@ -51,6 +51,7 @@ impl Program {
         let text = read(path, "name a file with an OCI process object")?;
         let malformed = |source| BundleError::Malformed { path: path.to_owned(), source };
         let mut json: Value = serde_json::from_str(&text).map_err(malformed)?;
+        rlimits::check(&json)?;
         // Positions are those of the text.
         let _: Process = serde_json::from_str(&text).map_err(malformed)?;
         for name in ["capabilities", "rlimits"] {
