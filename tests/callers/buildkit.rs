@@ -98,6 +98,14 @@ impl<'a> Step<'a> {
         format!("{}\n{}", read(&self.stage.path("output")), read(&self.log()))
     }
 
+    /// `exec` of a process beside the step, with the process id's file.
+    fn exec(&self, args: &[&str]) -> Command {
+        self.write("process.json", &config(args)["process"]);
+        let of_bundle = |name: &str| self.bundle().join(name).display().to_string();
+        let (process, pid) = (of_bundle("process.json"), of_bundle("pid"));
+        self.kiln(&["exec", "--process", &process, "--pid-file", &pid, ID])
+    }
+
     /// What the executor does at last, whatever happened before.
     fn end(&self) {
         let _ = self.kiln(&["kill", ID, "9"]).output().expect("kiln");
@@ -241,4 +249,37 @@ nix::ioctl_write_ptr_bad!(set_window_size, libc::TIOCSWINSZ, Winsize);
 fn resize(master: &OwnedFd, size: &Winsize) {
     // SAFETY: the kernel reads a winsize.
     unsafe { set_window_size(master.as_fd().as_raw_fd(), size) }.expect("resized");
+}
+
+#[test]
+fn processes_beside_the_step_end_with_their_status_and_are_killed_by_their_pid() {
+    on_stage(|stage| {
+        let step = Step::new(stage, &["sh", "-c", "touch /up; exec sleep 1000"]);
+        let mut run = step.start();
+        let mut command = step.exec(&["sh", "-c", "echo in; exit 9"]);
+        let output = command.stdin(Stdio::null()).output().expect("kiln");
+        assert_eq!(output.status.code(), Some(9), "{}", step.said());
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "in\n");
+
+        let pid_file = step.bundle().join("pid");
+        fs::remove_file(&pid_file).expect("the pid file of the first");
+        let script = "touch /beside; while :; do date +%s%N > /alive; sleep 0.1; done";
+        let mut command = step.exec(&["sh", "-c", script]);
+        let mut exec = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("kiln");
+        eventually("the process", || step.file("beside").exists() && pid_file.exists());
+        let pid = fs::read_to_string(&pid_file).expect("pid").parse().expect("a number");
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it is there");
+        assert!(!exec.wait().expect("child").success());
+        let alive = || fs::metadata(step.file("alive")).expect("file").modified().expect("a time");
+        let mut before = None;
+        eventually("its end in the guest", || {
+            std::thread::sleep(std::time::Duration::from_millis(500));
+            let now = Some(alive());
+            std::mem::replace(&mut before, now) == now
+        });
+        assert!(run.try_wait().expect("child").is_none(), "the step goes on");
+        step.kiln(&["kill", ID, "9"]).output().expect("kiln");
+        run.wait().expect("child");
+        step.end();
+    });
 }

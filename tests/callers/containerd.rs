@@ -68,3 +68,21 @@ fn tasks_on_a_terminal_have_one() {
         assert!(screen.contains("/dev/pts/0") && screen.contains("31 97"), "{screen:?}");
     });
 }
+
+#[test]
+fn tasks_in_the_background_are_entered_and_killed() {
+    on_stage(|stage| {
+        let _containerd = containerd(stage);
+        stage.ok(&run(&["--detach"], &["c", "sleep", "1000"]));
+        let listed = || ctr(stage, &["tasks", "list"]);
+        assert!(listed().contains("RUNNING"), "{}", listed());
+        let exec = ["tasks", "exec", "--exec-id", "e", "c", "sh", "-c", "echo in; exit 9"];
+        let output = stage.run(&command(&exec));
+        assert_eq!(output.status.code(), Some(9));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "in\n");
+        ctr(stage, &["tasks", "kill", "--signal", "KILL", "c"]);
+        eventually("the end of the task", || listed().contains("STOPPED"));
+        ctr(stage, &["tasks", "rm", "c"]);
+        ctr(stage, &["containers", "rm", "c"]);
+    });
+}

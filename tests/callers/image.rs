@@ -36,6 +36,11 @@ impl Image {
         image
     }
 
+    /// Path of its only layer, uncompressed.
+    pub fn layer(&self) -> String {
+        self.folder.join("layer.tar").display().to_string()
+    }
+
     /// Path of the archive.
     pub fn archive(&self) -> String {
         let archive = self.folder.join("archive.tar");

@@ -14,6 +14,7 @@
 mod buildah;
 mod buildkit;
 mod containerd;
+mod docker;
 mod image;
 mod podman;
 mod stage;

@@ -154,3 +154,44 @@ fn containers_in_the_background_are_stopped_and_keep_their_logs() {
         assert_eq!(stage.containers(), 0);
     });
 }
+
+#[test]
+fn commands_are_executed_in_running_containers() {
+    on_stage(|stage| {
+        stage.for_podman();
+        detach(stage, &["--volume", "named:/named"], "exec sleep 1000");
+        let output = stage.run(&["podman", "exec", "c", "sh", "-c", "ps; echo err >&2; exit 9"]);
+        assert_eq!(output.status.code(), Some(9));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("sleep 1000"));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("err\n"));
+        let options = ["exec", "--user", "1000:2000", "--workdir", "/tmp", "--env", "A=b", "c"];
+        let script = ["sh", "-c", "id -u; id -g; pwd; echo $A"];
+        assert_eq!(podman(stage, &[&options[..], &script].concat()), "1000\n2000\n/tmp\nb\n");
+        let piped = "printf 'a\\nb\\n' | podman exec -i c wc -l";
+        assert_eq!(stage.ok(&["sh", "-c", piped]).trim(), "2");
+        let terminal = "podman exec -it c sh -c 'tty; exit 6'";
+        let output = stage.run(&["script", "-q", "-e", "-c", terminal, "/dev/null"]);
+        assert_eq!(output.status.code(), Some(6));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("/dev/pts/"));
+        let errors = stage.fails(127, &["podman", "exec", "c", "no-such-program"]);
+        assert!(errors.contains("no-such-program"), "{errors}");
+        podman(stage, &["exec", "--detach", "c", "touch", "/named/detached"]);
+        let written = || stage.run(&["podman", "exec", "c", "test", "-e", "/named/detached"]);
+        eventually("what a detached exec does", || written().status.success());
+        podman(stage, &["rm", "--force", "--time", "0", "c"]);
+        stage.fails(125, &["podman", "exec", "c", "true"]);
+    });
+}
+
+#[test]
+fn health_is_checked_in_the_container() {
+    on_stage(|stage| {
+        stage.for_podman();
+        let health = ["--health-cmd", "test -e /tmp/healthy", "--health-interval", "disable"];
+        detach(stage, &health, "exec sleep 1000");
+        stage.fails(1, &["podman", "healthcheck", "run", "c"]);
+        podman(stage, &["exec", "c", "touch", "/tmp/healthy"]);
+        podman(stage, &["healthcheck", "run", "c"]);
+        podman(stage, &["rm", "--force", "--time", "0", "c"]);
+    });
+}
