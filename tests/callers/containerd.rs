@@ -70,7 +70,7 @@ fn tasks_on_a_terminal_have_one() {
 }
 
 #[test]
-fn tasks_in_the_background_are_entered_and_killed() {
+fn tasks_in_the_background_are_entered_measured_and_killed() {
     on_stage(|stage| {
         let _containerd = containerd(stage);
         stage.ok(&run(&["--detach"], &["c", "sleep", "1000"]));
@@ -80,6 +80,9 @@ fn tasks_in_the_background_are_entered_and_killed() {
         let output = stage.run(&command(&exec));
         assert_eq!(output.status.code(), Some(9));
         assert_eq!(String::from_utf8_lossy(&output.stdout), "in\n");
+        // Of whichever version the machine's cgroups are.
+        let metrics = ctr(stage, &["tasks", "metrics", "c"]);
+        assert!(metrics.contains("memory.usage"), "{metrics}");
         ctr(stage, &["tasks", "kill", "--signal", "KILL", "c"]);
         eventually("the end of the task", || listed().contains("STOPPED"));
         ctr(stage, &["tasks", "rm", "c"]);

@@ -42,6 +42,7 @@ fn containers_run_and_are_entered() {
         let exec = stage.run(&[DOCKER, "exec", "step", "sh", "-c", "echo in; exit 9"]);
         assert_eq!(exec.status.code(), Some(9));
         assert_eq!(String::from_utf8_lossy(&exec.stdout), "in\n");
+        assert!(docker(stage, &["stats", "--no-stream", "step"]).contains("MiB / "));
         docker(stage, &["rm", "--force", "step"]);
     });
 }

@@ -184,7 +184,7 @@ fn commands_are_executed_in_running_containers() {
 }
 
 #[test]
-fn health_is_checked_in_the_container() {
+fn containers_are_checked_and_measured() {
     on_stage(|stage| {
         stage.for_podman();
         let health = ["--health-cmd", "test -e /tmp/healthy", "--health-interval", "disable"];
@@ -192,6 +192,9 @@ fn health_is_checked_in_the_container() {
         stage.fails(1, &["podman", "healthcheck", "run", "c"]);
         podman(stage, &["exec", "c", "touch", "/tmp/healthy"]);
         podman(stage, &["healthcheck", "run", "c"]);
+        let format = ["--format", "{{.PIDs}} of {{.MemUsage}}"];
+        let stats = podman(stage, &[&["stats", "--no-stream"], &format[..], &["c"]].concat());
+        assert!(stats.contains("MB / "), "{stats}");
         podman(stage, &["rm", "--force", "--time", "0", "c"]);
     });
 }
