@@ -263,10 +263,10 @@ fn processes_beside_the_step_end_with_their_status_and_are_killed_by_their_pid()
 
         let pid_file = step.bundle().join("pid");
         fs::remove_file(&pid_file).expect("the pid file of the first");
-        let script = "touch /beside; while :; do date +%s%N > /alive; sleep 0.1; done";
+        let script = "while :; do date +%s%N > /alive; sleep 0.1; done";
         let mut command = step.exec(&["sh", "-c", script]);
         let mut exec = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("kiln");
-        eventually("the process", || step.file("beside").exists() && pid_file.exists());
+        eventually("the process", || step.file("alive").exists() && pid_file.exists());
         let pid = fs::read_to_string(&pid_file).expect("pid").parse().expect("a number");
         kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it is there");
         assert!(!exec.wait().expect("child").success());

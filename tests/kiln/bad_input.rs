@@ -57,7 +57,7 @@ fn hooks_and_host_namespaces_by_name() {
     refused(&stage, &[], &["hooks.prestart[0].path"]);
     stage.edit(|config| {
         config["hooks"] = json!(null);
-        config["linux"]["namespaces"][0]["path"] = json!("/proc/1/ns/net");
+        config["linux"]["namespaces"][0]["path"] = json!("/proc/self/ns/net");
     });
     refused(&stage, &[], &["linux.namespaces[0].path", "another type"]);
 }
