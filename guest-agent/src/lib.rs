@@ -25,6 +25,7 @@ pub mod console;
 pub mod container;
 pub mod failure;
 pub mod guest;
+pub mod network;
 pub mod process;
 pub mod rootfs;
 pub mod seccomp;

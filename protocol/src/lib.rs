@@ -25,6 +25,7 @@ mod bounded;
 mod exec;
 pub mod frame;
 mod message;
+pub mod network;
 pub mod statistics;
 mod stream;
 #[cfg(test)]
@@ -35,11 +36,12 @@ pub use exec::{ExecId, ExecProcess};
 pub use message::{
     BindMount, CreateContainer, ExitStatus, FailurePhase, FromAgent, Stdio, ToAgent, WindowSize,
 };
+pub use network::Network;
 pub use statistics::Statistics;
 pub use stream::{StreamHeader, StreamToken};
 
 /// Version of everything in this crate. Any change of a message's shape or meaning raises it.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// vsock port on the host (CID 2) that the agent connects to once.
 pub const CONTROL_PORT: u32 = 1024;

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::ask::MAX_MESSAGE;
-use crate::{Answer, ExecId, ExecProcess, Question, StreamToken, bounded};
+use crate::{Answer, ExecId, ExecProcess, Network, Question, StreamToken, bounded};
 
 /// A message from the monitor to the agent.
 #[derive(Debug, Serialize, Deserialize)]
@@ -25,6 +25,8 @@ pub enum ToAgent {
     Start {
         /// The container.
         container: String,
+        /// The network that it gets before; without one it has its loopback interface only.
+        network: Option<Box<Network>>,
     },
     /// Send a signal to a container.
     Signal {
@@ -162,6 +164,8 @@ pub enum FailurePhase {
     Config,
     /// Namespaces.
     Namespaces,
+    /// Network interfaces.
+    Network,
     /// Root file system and mounts.
     Mounts,
     /// Control groups.

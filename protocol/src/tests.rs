@@ -1,8 +1,11 @@
-//! Hostile bytes as messages about execs, questions and figures.
+//! Hostile bytes as messages about execs, questions and figures, and bad ones about networks.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use crate::network::{Interface, InterfaceAddress, Neighbour, Route, RouteKind};
 use crate::statistics::{DeviceStatistics, MAX_DEVICES, MEMORY_STAT_KEYS};
 use crate::*;
 
@@ -89,6 +92,90 @@ fn objects_for_the_agent_survive_byte_for_byte() {
     }
 }
 
+/// The largest network there can be, with the longest text for each value.
+fn largest_network() -> Network {
+    let address = Ipv6Addr::from([0xab; 16]).into();
+    let on_interface = InterfaceAddress {
+        address,
+        prefix: 128,
+        peer: Some(address),
+        broadcast: Some(Ipv4Addr::BROADCAST),
+        scope: u8::MAX,
+        valid: u32::MAX,
+        preferred: u32::MAX,
+    };
+    let interface = Interface {
+        device: [u8::MAX; 6],
+        name: "\u{1}".repeat(network::MAX_INTERFACE_NAME),
+        link_address: [u8::MAX; 6],
+        mtu: u32::MAX,
+        up: false,
+        addresses: vec![on_interface; network::MAX_ADDRESSES],
+        neighbours: vec![
+            Neighbour { address, link_address: [u8::MAX; 6] };
+            network::MAX_NEIGHBOURS
+        ],
+    };
+    let route = Route {
+        kind: RouteKind::Unreachable,
+        destination: address,
+        prefix: 128,
+        interface: Some(u8::MAX),
+        gateway: Some(address),
+        on_link: false,
+        source: Some(address),
+        metric: Some(u32::MAX),
+        type_of_service: u8::MAX,
+        scope: u8::MAX,
+        protocol: u8::MAX,
+        mtu: Some(u32::MAX),
+        advertised_mss: Some(u32::MAX),
+    };
+    Network {
+        interfaces: vec![interface; network::MAX_INTERFACES],
+        routes: vec![route; network::MAX_ROUTES],
+    }
+}
+
+fn start(network: Network) -> ToAgent {
+    ToAgent::Start { container: "c".to_owned(), network: Some(Box::new(network)) }
+}
+
+/// The network of a start, after its way as a frame.
+fn after_its_way(start: &impl serde::Serialize) -> Result<Network, frame::FrameError> {
+    let mut decoder = frame::Decoder::new(MAX_TO_AGENT);
+    decoder.push(&frame::encode(start, MAX_TO_AGENT)?);
+    match decoder.next()?.expect("whole") {
+        ToAgent::Start { network, .. } => Ok(*network.unwrap_or_default()),
+        other => panic!("another message came out: {other:?}"),
+    }
+}
+
+#[test]
+fn largest_network_fits_a_frame_and_a_larger_one_is_malformed() {
+    let largest = largest_network();
+    assert_eq!(after_its_way(&start(largest.clone())).expect("fits"), largest);
+    let one_more: [fn(&mut Network); 5] = [
+        |network| network.interfaces.push(network.interfaces[0].clone()),
+        |network| network.routes.push(network.routes[0]),
+        |network| network.interfaces[0].name.push('x'),
+        |network| {
+            let interface = &mut network.interfaces[0];
+            interface.addresses.push(interface.addresses[0]);
+        },
+        |network| {
+            let interface = &mut network.interfaces[0];
+            interface.neighbours.push(interface.neighbours[0]);
+        },
+    ];
+    for add in one_more {
+        let mut larger = largest.clone();
+        add(&mut larger);
+        let error = after_its_way(&start(larger)).expect_err("malformed");
+        assert!(matches!(error, frame::FrameError::Malformed(_)), "{error:?}");
+    }
+}
+
 /// Values that a field may be replaced with.
 fn spoilers() -> impl Strategy<Value = Value> {
     prop_oneof![
@@ -117,6 +204,17 @@ fn pointers(value: &Value, at: &str, all: &mut Vec<String>) {
         _ => {}
     }
     all.push(at.to_owned());
+}
+
+/// Replaces values of a document.
+fn spoil(document: &mut Value, spots: Vec<(prop::sample::Index, Value)>) {
+    for (spot, spoiler) in spots {
+        let mut all = Vec::new();
+        pointers(document, "", &mut all);
+        if let Some(value) = document.pointer_mut(spot.get::<String>(&all)) {
+            *value = spoiler;
+        }
+    }
 }
 
 fn is_within_bounds(message: &FromAgent) -> bool {
@@ -161,18 +259,34 @@ proptest! {
             },
         ];
         let mut document = serde_json::to_value(&good[which]).expect("serialises");
-        for (spot, spoiler) in spots {
-            let mut all = Vec::new();
-            pointers(&document, "", &mut all);
-            if let Some(value) = document.pointer_mut(spot.get::<String>(&all)) {
-                *value = spoiler;
-            }
-        }
+        spoil(&mut document, spots);
         let Ok(bytes) = frame::encode(&document, MAX_FROM_AGENT) else { return Ok(()) };
         let mut decoder = frame::Decoder::new(MAX_FROM_AGENT);
         decoder.push(&bytes);
         if let Ok(Some(message)) = decoder.next::<FromAgent>() {
             prop_assert!(is_within_bounds(&message));
+        }
+    }
+
+    #[test]
+    fn spoilt_networks_are_malformed_or_within_their_bounds(
+        spots in prop::collection::vec((any::<prop::sample::Index>(), spoilers()), 1..4),
+    ) {
+        let mut network = largest_network();
+        network.interfaces.truncate(1);
+        network.interfaces[0].addresses.truncate(1);
+        network.interfaces[0].neighbours.truncate(1);
+        network.routes.truncate(1);
+        let mut document = serde_json::to_value(start(network)).expect("serialises");
+        spoil(&mut document["start"]["network"], spots);
+        if let Ok(network) = after_its_way(&document) {
+            prop_assert!(network.interfaces.len() <= network::MAX_INTERFACES);
+            prop_assert!(network.routes.len() <= network::MAX_ROUTES);
+            for interface in network.interfaces {
+                prop_assert!(interface.name.len() <= network::MAX_INTERFACE_NAME);
+                prop_assert!(interface.addresses.len() <= network::MAX_ADDRESSES);
+                prop_assert!(interface.neighbours.len() <= network::MAX_NEIGHBOURS);
+            }
         }
     }
 }

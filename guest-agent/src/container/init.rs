@@ -9,7 +9,7 @@ use kiln_protocol::FailurePhase;
 use super::Plan;
 use super::program::check;
 use crate::failure::{During, Failure};
-use crate::guest::network;
+use crate::network;
 use crate::process::sysctl;
 use crate::rootfs::terminal::Terminal;
 use crate::rootfs::{self, Supplies, tree};

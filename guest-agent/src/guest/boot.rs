@@ -10,8 +10,7 @@ use std::path::Path;
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::process::{Resource, Rlimit};
 
-use super::network;
-use crate::console;
+use crate::{console, network};
 
 /// Where the share is mounted. Closed to everyone but root of the guest.
 pub const SHARE: &str = "/run/kiln/share";

@@ -2,5 +2,4 @@
 
 pub mod boot;
 pub mod clock;
-pub mod network;
 pub mod power;

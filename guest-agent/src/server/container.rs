@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use kiln_protocol::ExecId;
+use kiln_protocol::{ExecId, FailurePhase, Network};
 
 use super::process::Process;
 use crate::cgroup::{Cgroup, Notices};
 use crate::container::Plan;
+use crate::failure::Failure;
+use crate::network;
 use crate::rootfs::devices::DeviceStore;
 
 /// A container. Dropping it kills what is left of it.
@@ -33,6 +35,23 @@ pub struct Container {
 }
 
 impl Container {
+    /// Gives the container its network, if there is one for it.
+    ///
+    /// # Errors
+    /// See [`network::set_up`]; or the container shares the agent's namespace.
+    pub fn connect(&self, network: Option<&Network>) -> Result<(), Failure> {
+        match network {
+            None => Ok(()),
+            Some(network) if self.plan.namespaces.network => {
+                network::set_up(network, self.first.pid)
+            }
+            Some(_) => {
+                let why = "linux.namespaces: no network namespace to put interfaces into";
+                Err(Failure::new(FailurePhase::Network, why))
+            }
+        }
+    }
+
     /// An exec, or the first process.
     pub fn process(&self, exec: Option<ExecId>) -> Option<&Process> {
         exec.map_or(Some(&self.first), |exec| self.execs.get(&exec))

@@ -15,8 +15,8 @@ use kiln_agent::server::{Agent, Environment};
 use kiln_protocol::frame::{self, Decoder};
 use kiln_protocol::{
     Answer, BindMount, CreateContainer, ExecId, ExecProcess, ExitStatus, FailurePhase, FromAgent,
-    MAX_FROM_AGENT, MAX_TO_AGENT, Question, Stdio, StreamHeader, StreamToken, ToAgent, VERSION,
-    WindowSize,
+    MAX_FROM_AGENT, MAX_TO_AGENT, Network, Question, Stdio, StreamHeader, StreamToken, ToAgent,
+    VERSION, WindowSize,
 };
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -37,6 +37,8 @@ pub struct Guest {
     next_token: AtomicU64,
     next_exec: u32,
     next_request: u32,
+    /// What a container is started with.
+    pub network: Option<Box<Network>>,
 }
 
 /// Two outputs that are being read.
@@ -110,6 +112,7 @@ impl Guest {
             next_token,
             next_exec: 1000,
             next_request: 1000,
+            network: None,
         };
         assert!(matches!(guest.receive(), FromAgent::Hello { protocol: VERSION, .. }));
         guest.send(&ToAgent::Welcome { protocol: VERSION, unix_time_ns: 0, entropy: [0; 32] });
@@ -161,7 +164,7 @@ impl Guest {
     }
 
     pub fn start_container(&mut self) {
-        self.send(&ToAgent::Start { container: "c".to_owned() });
+        self.send(&ToAgent::Start { container: "c".to_owned(), network: self.network.clone() });
     }
 
     /// Creates and starts a container, and waits for its end.

@@ -13,6 +13,7 @@ mod guest;
 #[path = "../../../tests/initramfs/mod.rs"]
 mod initramfs;
 mod lifecycle;
+mod network;
 mod process;
 mod questions;
 mod rootfs;

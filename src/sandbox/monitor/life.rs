@@ -176,7 +176,7 @@ impl Monitor {
     /// Has the agent execute the program.
     async fn start(&mut self) -> Result<(), Failure> {
         self.conversation.starting();
-        self.tell(&ToAgent::Start { container: self.container.id.clone() })?;
+        self.tell(&ToAgent::Start { container: self.container.id.clone(), network: None })?;
         let deadline = self.deadline(self.deadlines.create);
         loop {
             match self.next(Some(deadline)).await? {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use kiln_protocol::{CreateContainer, ExecProcess, FailurePhase, Stdio};
+use kiln_protocol::{CreateContainer, ExecProcess, FailurePhase, Network, Stdio};
 
 use super::{Agent, FIRST_CGROUP, FIRST_CHANNEL, FIRST_MEMORY};
 use crate::cgroup::{Cgroup, Notices};
@@ -45,11 +45,14 @@ impl Agent {
         }
     }
 
-    pub(super) fn start(&mut self, container: &str) -> io::Result<()> {
+    pub(super) fn start(&mut self, container: &str, network: Option<&Network>) -> io::Result<()> {
         let name = ProcessName::first(container);
-        let refused = match self.process_mut(&name) {
-            Some(process) if process.state == State::Created => {
-                execute(process);
+        let refused = match self.containers.get_mut(container) {
+            Some(container) if container.first.state == State::Created => {
+                match container.connect(network) {
+                    Ok(()) => execute(&mut container.first),
+                    Err(failure) => self.give_up(&name, failure),
+                }
                 return Ok(());
             }
             Some(_) => "is not waiting to be started",

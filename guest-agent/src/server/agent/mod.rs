@@ -198,7 +198,7 @@ impl Agent {
                 Ok(())
             }
             ToAgent::Create(create) => self.create(&create),
-            ToAgent::Start { container } => self.start(&container),
+            ToAgent::Start { container, network } => self.start(&container, network.as_deref()),
             ToAgent::Signal { container, exec, signal, all } => {
                 self.signal(&ProcessName { container, exec }, signal, all);
                 Ok(())

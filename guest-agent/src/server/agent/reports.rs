@@ -80,7 +80,7 @@ impl Agent {
     }
 
     /// Ends a process that is not going to run its program. The host is told when it has ended.
-    fn give_up(&mut self, name: &ProcessName, failure: Failure) {
+    pub(super) fn give_up(&mut self, name: &ProcessName, failure: Failure) {
         console::say(format_args!("{name}: {failure}"));
         if let Some(process) = self.process_mut(name) {
             process.failure.get_or_insert(failure);
