@@ -6,6 +6,7 @@
 //! * [`engine`]: what executes the code of guests on this host.
 //! * [`place`], [`cgroup`]: where the processes of a sandbox stand on the host.
 //! * [`hooks`]: hooks of the host.
+//! * [`network`]: the interfaces of a sandbox's network namespace, joined with its guest.
 //! * [`doctor`]: what this host can do, check by check.
 //! * [`privileges`]: what a caller must be allowed to do.
 //! * [`artefacts`]: where the guest's kernel and agent are found.
@@ -20,6 +21,7 @@ mod engine;
 mod hooks;
 mod initrd;
 mod log;
+mod network;
 mod place;
 mod privileges;
 mod process;

@@ -7,6 +7,7 @@
 //! name a namespace of its field's type. These are refused, since no guest could honour them:
 //!
 //! * a path of a user, time or mount namespace;
+//! * a path of the network namespace that kiln itself is in, whose interfaces the guest would take;
 //! * a path of a PID namespace other than kiln's own, whose processes a guest cannot see. That of
 //!   another container of kiln's is kiln's own.
 
@@ -150,7 +151,13 @@ fn open(kind: LinuxNamespaceType, path: &Path) -> Result<OwnedFd, String> {
     if found.ok().map(CloneFlags::from_bits_retain) != Some(flag) {
         return Err(format!("{shown} is a namespace of another type than {kind}"));
     }
-    if kind == LinuxNamespaceType::Pid && !is_own_pid_namespace(&file) {
+    if kind == LinuxNamespaceType::Network && is_own(&file, "net") {
+        return Err(format!(
+            "{shown} is the network namespace that kiln itself is in, whose interfaces a guest would \
+             take away: give the container one of its own"
+        ));
+    }
+    if kind == LinuxNamespaceType::Pid && !is_own(&file, "pid") {
         return Err(format!(
             "a guest cannot see the processes of the PID namespace {shown}: remove the path"
         ));
@@ -158,9 +165,9 @@ fn open(kind: LinuxNamespaceType, path: &Path) -> Result<OwnedFd, String> {
     Ok(file.into())
 }
 
-fn is_own_pid_namespace(file: &File) -> bool {
+fn is_own(file: &File, name: &str) -> bool {
     let identity = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
-    let own = std::fs::metadata("/proc/self/ns/pid").map(identity);
+    let own = std::fs::metadata(Path::new("/proc/self/ns").join(name)).map(identity);
     matches!((own, file.metadata().map(identity)), (Ok(own), Ok(found)) if own == found)
 }
 
@@ -182,8 +189,8 @@ mod tests {
     fn new_and_existing_namespaces_of_the_host_are_told_apart() {
         let found = find_in(json!([
             {"type": "pid", "path": "/proc/self/ns/pid"},
-            {"type": "network", "path": "/proc/self/ns/net"},
-            {"type": "ipc"},
+            {"type": "network"},
+            {"type": "ipc", "path": "/proc/self/ns/ipc"},
             {"type": "uts", "path": ""},
             {"type": "mount"},
             {"type": "cgroup"},
@@ -194,8 +201,8 @@ mod tests {
         assert_eq!(
             found,
             [
-                (NamespaceKind::Network, true),
-                (NamespaceKind::Ipc, false),
+                (NamespaceKind::Network, false),
+                (NamespaceKind::Ipc, true),
                 (NamespaceKind::Uts, false),
                 (NamespaceKind::Cgroup, false),
             ]
@@ -227,6 +234,8 @@ mod tests {
             let error = refusal(json!([{"type": kind, "path": "/proc/self/ns/mnt"}]));
             assert!(error.contains("cannot be joined"), "{error}");
         }
+        let error = refusal(json!([{"type": "network", "path": "/proc/self/ns/net"}]));
+        assert!(error.contains("kiln itself"), "{error}");
         let error = refusal(json!([{"type": "ipc"}, {"type": "ipc"}]));
         assert!(error.starts_with("linux.namespaces[1]: ") && error.contains("twice"), "{error}");
     }

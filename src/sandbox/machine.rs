@@ -13,7 +13,8 @@ use anyhow::{Context, bail};
 use kiln_protocol::{CONTROL_PORT, SHARE_TAG};
 use kiln_vmm::config::{
     BootConfig, ConsoleConfig, ConsoleKind, DevicesConfig, Entry, FsConfig, JailConfig,
-    MachineConfig, ShareConfig, SharedMount, SharedTree, VmmConfig, VsockConfig,
+    MachineConfig, NetConfig, RateConfig, ShareConfig, SharedMount, SharedTree, VmmConfig,
+    VsockConfig,
 };
 use kiln_vmm::emulated::clock::Meter;
 use kiln_vmm::emulated::qemu;
@@ -23,6 +24,7 @@ use kiln_vmm::virtio::vsock::broker::Broker;
 
 use super::events::{Sources, second};
 use super::{ContainerConfig, Engine, GuestConfig, packet};
+use crate::network::Device;
 use crate::process::{Launch, Process, memory_file};
 use crate::state::StateDir;
 
@@ -107,6 +109,8 @@ pub struct Parts<'a> {
     pub sources: &'a Sources,
     /// How the processes log.
     pub options: &'a [OsString],
+    /// Its network devices.
+    pub nets: Vec<Device>,
 }
 
 /// Starts the machine. Gives the monitor's end of the vsock broker too.
@@ -208,6 +212,17 @@ fn cmdline(machine: &str, more: &str) -> String {
     format!("console=ttyS0 quiet panic=-1 {machine} {more}").trim_end().to_owned()
 }
 
+fn net_config(launch: &mut Launch, device: Device) -> NetConfig {
+    NetConfig {
+        tap: launch.give(device.tap),
+        mac: device.address,
+        // The agent sets it, once it is known which interface the device is to be.
+        mtu: None,
+        receive: RateConfig::default(),
+        transmit: RateConfig::default(),
+    }
+}
+
 fn start_vmm(
     parts: Parts<'_>,
     share: UnixStream,
@@ -235,7 +250,7 @@ fn start_vmm(
             output: Some(launch.give(their_console)),
         },
         disks: Vec::new(),
-        nets: Vec::new(),
+        nets: parts.nets.into_iter().map(|device| net_config(&mut launch, device)).collect(),
         shares: vec![ShareConfig { tag: SHARE_TAG.to_owned(), socket: launch.give(share) }],
         vsock: Some(vsock_config(&mut launch, vsock.broker)),
         jail: vsock.jail,
@@ -268,7 +283,7 @@ pub fn open_kvm() -> anyhow::Result<File> {
 }
 
 fn start_qemu(
-    parts: Parts<'_>,
+    mut parts: Parts<'_>,
     share: UnixStream,
     vsock: Vsock,
     clock: Option<Meter>,
@@ -276,14 +291,20 @@ fn start_qemu(
 ) -> anyhow::Result<()> {
     let jail = vsock.jail;
     let (listener, connection) = parts.state.private_socket().context("socket")?;
-    start_devices(&parts, listener, vsock, machine).context("device process")?;
-
     let program = find_program(&parts.guest.qemu)?;
     let mut launch = Launch::program(&program);
-    let devices = vec![
+    let mut devices = vec![
         qemu::Device::Fs { tag: SHARE_TAG.to_owned(), socket: launch.give(share) },
         qemu::Device::Vsock { socket: launch.give(connection) },
     ];
+    let mut nets = Vec::new();
+    for device in std::mem::take(&mut parts.nets) {
+        let (listener, address) = parts.state.private_listener().context("socket")?;
+        let (address, mac) = (launch.give(address), device.address);
+        devices.push(qemu::Device::Net { address, mac, mtu: None });
+        nets.push((device, listener));
+    }
+    start_devices(&parts, (listener, vsock), nets, machine).context("device process")?;
     let kernel = readable_by_all(parts.kernel).context("guest kernel")?;
     let clock = clock.map(Meter::kernel_args).unwrap_or_default();
     let qemu = qemu::Machine {
@@ -307,8 +328,8 @@ fn start_qemu(
 
 fn start_devices(
     parts: &Parts<'_>,
-    listener: UnixListener,
-    vsock: Vsock,
+    (listener, vsock): (UnixListener, Vsock),
+    nets: Vec<(Device, UnixListener)>,
     machine: &mut Machine,
 ) -> anyhow::Result<()> {
     let mut launch = Launch::verb("devices", parts.options);
@@ -317,7 +338,10 @@ fn start_devices(
         id: parts.container.id.clone(),
         vsock: Some((vsock_config(&mut launch, vsock.broker), launch.give(listener))),
         disks: Vec::new(),
-        nets: Vec::new(),
+        nets: nets
+            .into_iter()
+            .map(|(device, listener)| (net_config(&mut launch, device), launch.give(listener)))
+            .collect(),
         jail: vsock.jail,
         control: launch.give(control),
     };

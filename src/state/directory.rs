@@ -9,7 +9,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -207,13 +207,34 @@ impl StateDir {
     /// # Errors
     /// The file system refuses.
     pub fn private_socket(&self) -> io::Result<(UnixListener, UnixStream)> {
+        self.bind_for_a_moment(|name| UnixStream::connect(name))
+    }
+
+    /// A listening socket and its address, an `O_PATH` descriptor: who has that one can connect by its
+    /// name in /proc, whichever user it is, and nobody else.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn private_listener(&self) -> io::Result<(UnixListener, OwnedFd)> {
+        self.bind_for_a_moment(|name| {
+            fs::set_permissions(name, fs::Permissions::from_mode(0o666))?;
+            let flags = libc::O_PATH | libc::O_CLOEXEC;
+            Ok(File::options().read(true).custom_flags(flags).open(name)?.into())
+        })
+    }
+
+    /// A listening socket, and what `take` makes of its name as long as it has one.
+    fn bind_for_a_moment<T>(
+        &self,
+        take: impl FnOnce(&Path) -> io::Result<T>,
+    ) -> io::Result<(UnixListener, T)> {
         // The name in /proc is short however long the path is; a socket's may have 108 bytes.
         let dir = File::open(&self.path)?;
         let name = PathBuf::from(format!("/proc/self/fd/{}/socket", dir.as_raw_fd()));
         let listener = UnixListener::bind(&name)?;
-        let connection = UnixStream::connect(&name);
+        let taken = take(&name);
         fs::remove_file(&name)?;
-        Ok((listener, connection?))
+        Ok((listener, taken?))
     }
 
     /// Removes what the sandbox has on the host, and the directory, and gives the lock up. Does
@@ -321,5 +342,11 @@ mod tests {
         let mut byte = [0];
         server.read_exact(&mut byte).expect("reads");
         assert_eq!(fs::read_dir(dir.path()).expect("readable").count(), 1);
+        let (listener, address) = dir.private_listener().expect("listens");
+        let name = format!("/proc/self/fd/{}", address.as_raw_fd());
+        UnixStream::connect(name).expect("connects").write_all(b"y").expect("writes");
+        let (mut server, _) = listener.accept().expect("accepts");
+        server.read_exact(&mut byte).expect("reads");
+        assert_eq!((byte, fs::read_dir(dir.path()).expect("readable").count()), (*b"y", 1));
     }
 }

@@ -15,6 +15,7 @@ mod jail;
 mod lifecycle;
 mod limits;
 mod namespaces;
+mod network;
 mod run;
 mod spec;
 mod stage;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::failure::Failure;
 use super::{Monitor, Step};
 use crate::initrd;
+use crate::network::Uplinks;
 use crate::process::write_pid;
 use crate::sandbox::broker::Broker;
 use crate::sandbox::control::{Asker, Reply};
@@ -82,6 +83,16 @@ impl Monitor {
         let state = self.state.as_ref().context("no state directory")?;
         state.write(&self.record).context("state.json")?;
         let initrd = initrd::build(&mut agent.into()).context("initial RAM disk")?;
+        let nets = match self.has_network {
+            // Whoever creates a container may add an interface before it starts it.
+            true => {
+                let least = usize::from(self.mode == Mode::Create);
+                let (uplinks, nets) = Uplinks::prepare(least)?;
+                self.uplinks = Some(uplinks);
+                nets
+            }
+            false => Vec::new(),
+        };
         let debug = [OsString::from("--debug")];
         let parts = Parts {
             container: &self.container,
@@ -91,6 +102,7 @@ impl Monitor {
             state,
             sources: &self.sources,
             options: if self.debug { &debug } else { &[] },
+            nets,
         };
         let (machine, broker) = machine::start(parts)?;
         self.machine = machine;
@@ -175,8 +187,11 @@ impl Monitor {
 
     /// Has the agent execute the program.
     async fn start(&mut self) -> Result<(), Failure> {
+        let network =
+            self.uplinks.as_mut().map(Uplinks::join).transpose().map_err(anyhow::Error::new)?;
         self.conversation.starting();
-        self.tell(&ToAgent::Start { container: self.container.id.clone(), network: None })?;
+        let container = self.container.id.clone();
+        self.tell(&ToAgent::Start { container, network: network.map(Box::new) })?;
         let deadline = self.deadline(self.deadlines.create);
         loop {
             match self.next(Some(deadline)).await? {

@@ -42,6 +42,7 @@ use super::{
 };
 use crate::bundle::Namespace;
 use crate::cgroup::{self, Limits, Origin};
+use crate::network::{self, Uplinks};
 use crate::place;
 use crate::state::{Record, StateDir, Status};
 
@@ -70,6 +71,7 @@ pub unsafe fn run(mut config: MonitorConfig) -> anyhow::Result<ExitCode> {
     let state = StateDir::inherit(config.state.0.clone(), lock);
     watched_signals(config.mode).thread_block()?;
     let origin = Origin::here()?;
+    let outside = network::namespace().context("/proc/self/ns/net")?;
     // The one moment at which the process has one thread, and nothing that lives in a namespace.
     let placed = take_place(&mut config, &state, namespaces);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -77,6 +79,7 @@ pub unsafe fn run(mut config: MonitorConfig) -> anyhow::Result<ExitCode> {
     let _entered = span.enter();
     let exit_code = LocalSet::new().block_on(&runtime, async {
         let mut monitor = Monitor::new(config, state, command, origin)?;
+        monitor.has_network = network::namespace().context("/proc/self/ns/net")? != outside;
         let result = match placed {
             Ok(()) => monitor.live(kernel, agent).await,
             Err(error) => Err(error.into()),
@@ -166,6 +169,10 @@ struct Monitor {
     limits: Limits,
     /// The cgroups that the monitor was started in.
     origin: Origin,
+    /// It lives in a network namespace of its own, or of the caller's making.
+    has_network: bool,
+    /// The interfaces there, from the machine's start on.
+    uplinks: Option<Uplinks>,
     guest: GuestConfig,
     deadlines: Deadlines,
     pid_file: Option<PathBuf>,
@@ -214,6 +221,8 @@ impl Monitor {
             record: config.record,
             limits: config.limits,
             origin,
+            has_network: false,
+            uplinks: None,
             mode: config.mode,
             command: Some(command),
             conversation: Conversation::new(&config.container.id),
@@ -369,6 +378,9 @@ impl Monitor {
             self.timeline.enter(Phase::Teardown);
         }
         self.machine.kill();
+        if let Some(uplinks) = &mut self.uplinks {
+            uplinks.leave();
+        }
         if self.stays() {
             self.record.kept = true;
             if let Err(failure) = self.note(Status::Stopped) {
