@@ -1,6 +1,6 @@
 //! `kiln delete`: remove what is left of a container.
 
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -68,15 +68,8 @@ fn delete_container(global: &Global, delete: &Delete) -> anyhow::Result<()> {
 /// # Errors
 /// It doesn't end.
 pub fn kill(monitor: Monitor) -> anyhow::Result<()> {
-    // SAFETY: plain numbers.
-    let number = unsafe { libc::syscall(libc::SYS_pidfd_open, monitor.pid, 0) };
-    let Ok(number @ 0..) = i32::try_from(number) else { return Ok(()) };
-    // SAFETY: the kernel has just made the descriptor for this process.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(number) };
-    // Only now is it sure that the descriptor is the monitor's and no successor's.
-    if !monitor.is_alive() {
-        return Ok(());
-    }
+    let Some(pidfd) = monitor.open() else { return Ok(()) };
+    let number = pidfd.as_raw_fd();
     let nothing = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: an open descriptor and plain numbers; a null siginfo is allowed.
     unsafe { libc::syscall(libc::SYS_pidfd_send_signal, number, libc::SIGKILL, nothing, 0) };

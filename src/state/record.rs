@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -88,6 +89,17 @@ impl Monitor {
         let pid = nix::unistd::getpid().as_raw();
         let (_, started) = look(pid)?.ok_or(io::ErrorKind::NotFound)?;
         Ok(Self { pid, started })
+    }
+
+    /// A descriptor of the process, if it runs: no successor of the same id can take its place.
+    pub fn open(self) -> Option<OwnedFd> {
+        // SAFETY: plain numbers.
+        let number = unsafe { libc::syscall(libc::SYS_pidfd_open, self.pid, 0) };
+        let number = RawFd::try_from(number).ok().filter(|number| *number >= 0)?;
+        // SAFETY: the kernel has just made the descriptor for this process.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(number) };
+        // Only now is it sure that the descriptor is the process's own.
+        self.is_alive().then_some(pidfd)
     }
 
     /// Whether it runs. One that has ended and was not waited for yet doesn't.

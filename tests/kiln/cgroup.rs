@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 
@@ -48,6 +48,10 @@ fn unique(name: &str) -> String {
 
 fn set_path(stage: &Stage, path: &str) {
     stage.edit(|config| config["linux"]["cgroupsPath"] = json!(path));
+}
+
+fn is_running(stage: &Stage) -> bool {
+    stage.root().join("test/state.json").exists() && stage.state()["status"] == "running"
 }
 
 /// A process in a directory of every hierarchy.
@@ -121,11 +125,9 @@ fn without_a_path_it_is_below_the_callers_own_and_goes_with_the_run() {
     let own = cgroups_of("self");
     let mut run = stage.kiln();
     run.args(["--systemd-cgroup", "run", "--engine", "emulated", "--bundle"]).arg(stage.bundle());
-    run.arg("test").stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
+    run.arg("test").stdin(Stdio::piped()).stdout(Stdio::null());
     let mut child = run.spawn().expect("kiln");
-    let is_running =
-        || stage.root().join("test/state.json").exists() && stage.state()["status"] == "running";
-    eventually("the start", is_running);
+    eventually("the start", || is_running(&stage));
     let monitor = stage.state()["pid"].to_string();
     let mut below = Vec::new();
     for (controllers, found) in cgroups_of(&monitor) {
@@ -187,6 +189,27 @@ fn what_a_crash_leaves_in_the_cgroup_is_killed_by_delete() {
     assert!(!stray.lives());
     assert_eq!(directories(&path), Vec::<PathBuf>::new());
     assert!(stage.is_clean());
+}
+
+#[test]
+fn delete_cleans_up_when_everything_was_killed_at_once() {
+    let stage = Stage::new(&["sleep", "1000"]);
+    let path = unique("killed");
+    set_path(&stage, &path);
+    let mut run = stage.run(&[]);
+    run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut command = run.spawn().expect("kiln");
+    eventually("the start", || is_running(&stage));
+    let all: Vec<_> = processes_of(&stage).iter().map(i32::to_string).collect();
+    assert!(all.len() >= 5, "command, monitor, file system, devices, QEMU: {all:?}");
+    assert!(Command::new("kill").arg("-KILL").args(&all).status().expect("kill").success());
+    command.wait().expect("ends");
+    assert!(!directories(&path).is_empty());
+    succeeds(&stage, &["delete", "--force", "test"]);
+    assert_eq!(directories(&path), Vec::<PathBuf>::new());
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
+    assert!(stage.is_clean() && !mounts.contains(&stage.path().display().to_string()));
+    eventually("the end of every process", || processes_of(&stage).is_empty());
 }
 
 #[test]
