@@ -15,6 +15,8 @@ pub struct Bind {
     pub index: usize,
     /// The source, absolute.
     pub source: PathBuf,
+    /// Where the container finds it.
+    pub destination: PathBuf,
     /// It is not a directory.
     pub is_file: bool,
     /// The container may not write.
@@ -60,7 +62,8 @@ fn resolve(bundle: &Path, index: usize, mount: &Mount) -> Result<Bind, BundleErr
     };
     let read_only = last(&["ro", "rro", "rw", "rrw"]).is_some_and(|option| option.ends_with("ro"));
     let recursive = options(mount).iter().any(|option| option == "rbind");
-    Ok(Bind { index, source, is_file: !metadata.is_dir(), read_only, recursive })
+    let destination = mount.destination().clone();
+    Ok(Bind { index, source, destination, is_file: !metadata.is_dir(), read_only, recursive })
 }
 
 #[cfg(test)]
@@ -85,6 +88,7 @@ mod tests {
         let bind = |index, source: &str, is_file, read_only, recursive| Bind {
             index,
             source: source.into(),
+            destination: if is_file { "/b" } else { "/a" }.into(),
             is_file,
             read_only,
             recursive,

@@ -5,9 +5,11 @@
 //! anything else:
 //!
 //! * [`crate::cgroup`]: the cgroup that the bundle names;
-//! * [`namespaces`]: joined where the bundle names one, new where it only asks for one.
+//! * [`namespaces`]: joined where the bundle names one, new where it only asks for one;
+//! * [`rootfs`]: the container's root file system, once everything is opened and started.
 //!
 //! What a sandbox is isolated by is its machine. None of this is needed for that, so a caller who
 //! may not have it all does without, and is told so in the log.
 
 pub mod namespaces;
+pub mod rootfs;

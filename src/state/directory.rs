@@ -7,22 +7,29 @@
 //! latter is taken over. `state.json` is replaced atomically, so that readers need no lock.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{OFlag, openat, renameat};
+use nix::sys::stat::Mode;
+
 use super::record::{Record, Status};
 
 /// Mode of the directory and of what is in it: nobody else's business.
 const PRIVATE: u32 = 0o700;
+/// What becomes `state.json`.
+const NEW: &str = "state.json.new";
 
 /// The directory, locked.
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
+    /// The directory, wherever this process's root is by now.
+    directory: File,
     lock: File,
 }
 
@@ -105,7 +112,8 @@ impl StateDir {
                 }
                 Err(fs::TryLockError::Error(error)) => return Err(at(&lock_path)(error)),
             }
-            let dir = Self { path: path.clone(), lock };
+            let directory = File::open(&path).map_err(at(&path))?;
+            let dir = Self { path: path.clone(), directory, lock };
             if !dir.is_current() {
                 continue;
             }
@@ -152,13 +160,20 @@ impl StateDir {
                 }
             }
         }
-        let dir = Self { path, lock };
+        let directory = match File::open(&path) {
+            Ok(directory) => directory,
+            Err(source) => return Err(StateError::Io { path, source }),
+        };
+        let dir = Self { path, directory, lock };
         if dir.is_current() { Ok(dir) } else { Err(unknown()) }
     }
 
     /// The directory whose lock another process of the sandbox has handed over.
-    pub fn inherit(path: PathBuf, lock: OwnedFd) -> Self {
-        Self { path, lock: File::from(lock) }
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub fn inherit(path: PathBuf, lock: OwnedFd) -> io::Result<Self> {
+        Ok(Self { directory: File::open(&path)?, path, lock: File::from(lock) })
     }
 
     /// A second descriptor of the lock, to hand over.
@@ -179,9 +194,11 @@ impl StateDir {
     /// # Errors
     /// The file system refuses; the old state is still there then.
     pub fn write(&self, record: &Record) -> io::Result<()> {
-        let new = self.path.join("state.json.new");
-        fs::write(&new, serde_json::to_vec(record)?)?;
-        fs::rename(new, self.path.join("state.json"))
+        let flags = OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR;
+        let mut new = File::from(openat(&self.directory, NEW, flags, mode)?);
+        new.write_all(&serde_json::to_vec(record)?)?;
+        Ok(renameat(&self.directory, NEW, &self.directory, "state.json")?)
     }
 
     /// A listening `SOCK_SEQPACKET` socket in the directory.
@@ -296,13 +313,14 @@ impl StateDir {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Read, Write};
+    use std::io::Read;
 
     #[test]
     fn id_is_taken_until_the_last_holder_of_the_lock_is_gone() {
         let root = tempfile::tempdir().expect("temporary directory");
         let first = StateDir::create(root.path(), "a").expect("free");
         let shared = StateDir::inherit(first.path().to_owned(), first.share_lock().expect("dup"));
+        let shared = shared.expect("there");
         drop(first);
         let error = StateDir::create(root.path(), "a").expect_err("taken");
         assert!(matches!(error, StateError::Taken { .. }));
@@ -326,6 +344,7 @@ mod tests {
         let command = StateDir::create(root.path(), "a").expect("free");
         let monitor =
             StateDir::inherit(command.path().to_owned(), command.share_lock().expect("dup"));
+        let monitor = monitor.expect("there");
         monitor.remove().expect("removed");
         let successor = StateDir::create(root.path(), "a").expect("free again");
         command.remove().expect("nothing to do");

@@ -16,6 +16,7 @@ mod lifecycle;
 mod limits;
 mod namespaces;
 mod network;
+mod rootfs;
 mod run;
 mod spec;
 mod stage;

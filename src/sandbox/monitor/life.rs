@@ -39,6 +39,7 @@ impl Monitor {
         let asked = match self.mode {
             Mode::Create => {
                 self.write_pid_file()?;
+                self.enter_rootfs();
                 self.release_command();
                 Some(self.wait_for_start().await?)
             }
@@ -56,6 +57,7 @@ impl Monitor {
                 self.start_and_announce().await?;
                 self.call_for_hooks(Occasion::Started);
                 self.write_pid_file()?;
+                self.enter_rootfs();
                 if self.mode == Mode::Detached {
                     self.release_command();
                 }

@@ -43,7 +43,7 @@ use super::{
 use crate::bundle::Namespace;
 use crate::cgroup::{self, Limits, Origin};
 use crate::network::{self, Uplinks};
-use crate::place;
+use crate::place::{self, rootfs::Host};
 use crate::state::{Record, StateDir, Status};
 
 /// Messages to the agent that it has not read yet; more mean that it doesn't read.
@@ -68,7 +68,7 @@ pub unsafe fn run(mut config: MonitorConfig) -> anyhow::Result<ExitCode> {
     let agent = unsafe { config.guest.agent.take() };
     // SAFETY: as above.
     let namespaces = unsafe { take_namespaces(&config.namespaces) };
-    let state = StateDir::inherit(config.state.0.clone(), lock);
+    let state = StateDir::inherit(config.state.0.clone(), lock).context("state directory")?;
     watched_signals(config.mode).thread_block()?;
     let origin = Origin::here()?;
     let outside = network::namespace().context("/proc/self/ns/net")?;
@@ -173,6 +173,8 @@ struct Monitor {
     has_network: bool,
     /// The interfaces there, from the machine's start on.
     uplinks: Option<Uplinks>,
+    /// The mount namespace that it was started in, once it has left that.
+    host: Option<Host>,
     guest: GuestConfig,
     deadlines: Deadlines,
     pid_file: Option<PathBuf>,
@@ -223,6 +225,7 @@ impl Monitor {
             origin,
             has_network: false,
             uplinks: None,
+            host: None,
             mode: config.mode,
             command: Some(command),
             conversation: Conversation::new(&config.container.id),
@@ -372,6 +375,23 @@ impl Monitor {
         }
     }
 
+    /// Goes to where tools on the host look for the container's files. By now nothing is opened by
+    /// path any more until the end.
+    fn enter_rootfs(&mut self) {
+        match place::rootfs::enter(&self.container) {
+            Ok(host) => self.host = host,
+            Err(error) => tracing::warn!("tools on the host can't enter the container: {error:#}"),
+        }
+    }
+
+    fn leave_rootfs(&mut self) {
+        if let Some(host) = self.host.take()
+            && let Err(error) = host.go_back()
+        {
+            tracing::warn!(%error, "the host's files can't be reached any more");
+        }
+    }
+
     /// Ends what still runs and removes what the sandbox has on the host.
     fn clean_up(&mut self, outcome: &mut Outcome) {
         if self.timeline.current() != Phase::Teardown {
@@ -381,6 +401,7 @@ impl Monitor {
         if let Some(uplinks) = &mut self.uplinks {
             uplinks.leave();
         }
+        self.leave_rootfs();
         if self.stays() {
             self.record.kept = true;
             if let Err(failure) = self.note(Status::Stopped) {

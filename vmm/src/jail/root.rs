@@ -86,11 +86,10 @@ pub(super) fn attach_below(
 }
 
 /// Sets attributes of a mount, and of all below it if `recursive`.
-pub(super) fn set_attributes(
-    mount: BorrowedFd<'_>,
-    attributes: u64,
-    recursive: bool,
-) -> io::Result<()> {
+///
+/// # Errors
+/// As mount_setattr(2).
+pub fn set_attributes(mount: BorrowedFd<'_>, attributes: u64, recursive: bool) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: a mount_attr is plain numbers, for which zero means nothing.
     let mut change: libc::mount_attr = unsafe { std::mem::zeroed() };
