@@ -133,7 +133,8 @@ impl Directory {
     /// Kills every process in it and below it, but the calling one. Processes that can't be killed
     /// show when it is removed.
     pub fn kill(&self) {
-        if self.write("cgroup.kill", "1").is_ok() {
+        let holds_caller = pids(&self.path).contains(&nix::unistd::getpid().as_raw());
+        if !holds_caller && self.write("cgroup.kill", "1").is_ok() {
             return;
         }
         if matches!(&self.kind, Kind::V1(controllers) if controllers.iter().any(|c| c == "freezer"))
