@@ -153,6 +153,7 @@ fn execute(global: &Global, exec: Exec) -> anyhow::Result<Ending> {
         terminal,
         ignore_paused: exec.ignore_paused,
         cgroup: container.record.cgroup,
+        container_process: container.record.monitor,
         monitor: launch.give(monitor),
         command: launch.give(command),
         detached: exec.detach,

@@ -6,6 +6,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::sethostname;
 
 use crate::bundle::{Namespace, NamespaceKind};
+use crate::state::Monitor;
 
 /// Moves the calling process, which has one thread, into the namespaces. A new UTS namespace gets
 /// `hostname`. New ones that the caller has no right to make are left out, with a warning.
@@ -35,4 +36,17 @@ pub fn enter(namespaces: Vec<Namespace>, hostname: Option<&str>) -> anyhow::Resu
         sethostname(hostname).with_context(|| format!("hostname: {hostname:?}"))?;
     }
     Ok(())
+}
+
+/// Moves the calling process, which has one thread, into the network, IPC, UTS and cgroup namespaces
+/// of a sandbox's monitor.
+///
+/// # Errors
+/// The monitor has ended, or the caller has no right to.
+pub fn join(monitor: Monitor) -> anyhow::Result<()> {
+    let pidfd = monitor.open().context("the sandbox's monitor has ended")?;
+    let kinds =
+        [NamespaceKind::Network, NamespaceKind::Ipc, NamespaceKind::Uts, NamespaceKind::Cgroup];
+    let flags = kinds.into_iter().fold(CloneFlags::empty(), |all, kind| all | kind.flag());
+    setns(pidfd, flags).with_context(|| format!("namespaces of process {}", monitor.pid))
 }

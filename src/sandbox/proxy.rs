@@ -31,7 +31,9 @@ use super::events::{self, Event, forwarded_signals, second};
 use super::stdio::{Activity, Drain, QUIET, Streams};
 use super::{FromCommand, FromMonitor, Outcome, document, packet};
 use crate::cgroup::Cgroup;
+use crate::place;
 use crate::process::write_pid;
+use crate::state::Monitor;
 use crate::terminal;
 
 /// The status of a command whose exec can't be begun, as runc has it.
@@ -51,6 +53,8 @@ pub struct ProxyConfig {
     pub ignore_paused: bool,
     /// The sandbox's cgroup, which the proxy joins.
     pub cgroup: Cgroup,
+    /// The process that stands for the container, whose namespaces the proxy joins.
+    pub container_process: Monitor,
     /// A connection to the monitor's control socket.
     pub monitor: InheritedFd,
     /// A connected `SOCK_SEQPACKET` Unix socket to the command: [`FromCommand`] one way,
@@ -76,7 +80,7 @@ pub unsafe fn run(config: ProxyConfig) -> anyhow::Result<ExitCode> {
     let monitor = unsafe { config.monitor.take() };
     let signals = watched_signals(config.detached);
     signals.thread_block()?;
-    join(&config.cgroup);
+    join(&config);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let span = tracing::info_span!("exec", id = %config.container);
     let _entered = span.enter();
@@ -95,9 +99,11 @@ pub unsafe fn run(config: ProxyConfig) -> anyhow::Result<ExitCode> {
 }
 
 /// Goes where callers look for what belongs to the container, while the process has one thread.
-fn join(cgroup: &Cgroup) {
-    if let Err(error) = cgroup.enter() {
-        tracing::warn!("the process that stands for an exec is not in the cgroup: {error:#}");
+fn join(config: &ProxyConfig) {
+    let joined = config.cgroup.enter();
+    let joined = joined.and_then(|()| place::namespaces::join(config.container_process));
+    if let Err(error) = joined {
+        tracing::warn!("the process that stands for an exec is not where callers look: {error:#}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! The process that stands for a container is in the namespaces of the host that the bundle asks for.
 
 use std::fs;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -46,7 +46,7 @@ fn set_namespaces(stage: &Stage, namespaces: Value) {
 #[test]
 fn monitor_joins_what_a_path_names_and_makes_the_rest() {
     let holder = Holder::new();
-    let stage = Stage::new(&["true"]);
+    let stage = Stage::new(&["sleep", "1000"]);
     stage.edit(|config| config["hostname"] = json!("inside"));
     set_namespaces(
         &stage,
@@ -67,6 +67,19 @@ fn monitor_joins_what_a_path_names_and_makes_the_rest() {
     }
     let entered = Command::new("nsenter").args(["--uts", "-t", &pid, "hostname"]).output();
     assert_eq!(String::from_utf8_lossy(&entered.expect("nsenter").stdout), "inside\n");
+
+    succeeds(&stage, &["start", "test"]);
+    let pid_file = stage.path().join("exec.pid");
+    let mut exec = stage.kiln();
+    exec.args(["exec", "--detach", "--pid-file"]).arg(&pid_file).args(["test", "sleep", "1000"]);
+    exec.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    assert!(exec.status().expect("kiln").success());
+    let proxy = fs::read_to_string(pid_file).expect("pid file");
+    for kind in ["net", "ipc", "uts", "cgroup"] {
+        assert_eq!(namespace_of(&proxy, kind), namespace_of(&pid, kind), "{kind}");
+    }
+    let cgroup_of = |pid: &str| fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("cgroup");
+    assert_eq!(cgroup_of(&proxy), cgroup_of(&pid));
     succeeds(&stage, &["delete", "--force", "test"]);
 }
 
