@@ -108,3 +108,17 @@ fn commands_are_run_in_working_containers() {
         assert_eq!(output.status.code(), Some(3));
     });
 }
+
+#[test]
+fn steps_have_the_network_of_the_build() {
+    on_stage(|stage| {
+        stage.for_podman();
+        let context = stage.path("context");
+        fs::create_dir(&context).expect("directory");
+        let file = "FROM localhost/kiln-test\nRUN ip -o -4 address show eth0; ip route\n";
+        fs::write(context.join("Containerfile"), file).expect("file");
+        let context = context.display().to_string();
+        let said = stage.ok(&[&["buildah", "build"], &BY_KILN[..], &[&context]].concat());
+        assert!(said.contains("10.88.0.") && said.contains("default via 10.88.0.1"), "{said}");
+    });
+}

@@ -82,3 +82,15 @@ fn buildkit_builds_with_cache_and_secret() {
         assert_eq!(read("user"), "1000\n");
     });
 }
+
+#[test]
+fn bridged_containers_are_reached_by_published_ports() {
+    on_stage(|stage| {
+        let _dockerd = dockerd(stage);
+        let server = "mkdir /www; echo served > /www/index.html; exec httpd -f -p 80 -h /www";
+        let options = ["run", "--detach", "--runtime", "kiln", "--publish", "8080:80", NAME];
+        docker(stage, &[&options[..], &["sh", "-c", server]].concat());
+        let get = ["/bin/busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:8080/"];
+        eventually("an answer", || stage.run(&get).stdout == b"served\n");
+    });
+}

@@ -198,3 +198,42 @@ fn containers_are_checked_and_measured() {
         podman(stage, &["rm", "--force", "--time", "0", "c"]);
     });
 }
+
+#[test]
+fn bridged_containers_reach_the_host_and_are_reached_by_published_ports() {
+    on_stage(|stage| {
+        stage.for_podman();
+        let server = "mkdir /www; echo served > /www/index.html; exec httpd -f -p 80 -h /www";
+        let options = ["run", "--detach", "--name", "c", "--publish", "8080:80", NAME];
+        podman(stage, &[&options[..], &["sh", "-c", server]].concat());
+        let address = inspect(stage, ".NetworkSettings.IPAddress");
+        let get = |url: &str| stage.run(&["/bin/busybox", "wget", "-q", "-O", "-", url]);
+        let served = |url: &str| get(url).stdout == b"served\n";
+        eventually("an answer", || served(&format!("http://{address}/")));
+        assert!(served("http://127.0.0.1:8080/"));
+
+        let command = ["run", "--rm", NAME, "sh", "-c", "ip -o -4 address show eth0; ip route"];
+        let configured = podman(stage, &command);
+        assert!(configured.contains("10.88.0."), "{configured}");
+        assert!(configured.contains("default via 10.88.0.1"), "{configured}");
+        let url = format!("http://{address}/");
+        let fetched = podman(stage, &["run", "--rm", NAME, "wget", "-q", "-O", "-", &url]);
+        assert_eq!(fetched, "served\n", "containers reach each other");
+        podman(stage, &["rm", "--force", "--time", "0", "c"]);
+    });
+}
+
+#[test]
+fn files_are_copied_into_and_out_of_running_containers() {
+    on_stage(|stage| {
+        stage.for_podman();
+        detach(stage, &[], "echo theirs > /tmp/theirs; exec sleep 1000");
+        let (to, from) = (stage.path("mine"), stage.path("theirs"));
+        fs::write(&to, "mine\n").expect("file");
+        podman(stage, &["cp", &to.display().to_string(), "c:/tmp/mine"]);
+        assert_eq!(podman(stage, &["exec", "c", "cat", "/tmp/mine"]), "mine\n");
+        podman(stage, &["cp", "c:/tmp/theirs", &from.display().to_string()]);
+        assert_eq!(fs::read_to_string(from).expect("copied"), "theirs\n");
+        podman(stage, &["rm", "--force", "--time", "0", "c"]);
+    });
+}
