@@ -98,11 +98,11 @@ pub fn links(connection: &mut Connection) -> Result<Vec<LinkMessage>, NetworkErr
 
 /// A link's name.
 pub fn name(link: &LinkMessage) -> &str {
-    let names = link.attributes.iter().filter_map(|attribute| match attribute {
+    let mut names = link.attributes.iter().filter_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.as_str()),
         _ => None,
     });
-    names.last().unwrap_or_default()
+    names.next().unwrap_or_default()
 }
 
 fn mtu(link: &LinkMessage) -> u32 {
