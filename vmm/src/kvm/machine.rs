@@ -295,8 +295,6 @@ impl Machine {
     pub fn boot(&mut self, mut kernel: Kernel) -> Result<(), KvmError> {
         kernel.cmdline = boot::announce_devices(&kernel.cmdline, self.bus.windows.len());
         let entry = boot::load(&self.memory, kernel, self.vcpus.len() as u8)?;
-        // As late as can be: KVM answers this only when it has finished what creating the VM began.
-        add_memory(&self.vm, &self.memory)?;
         match self.vcpus.first() {
             Some(first) => registers::set_boot_state(first, &self.memory, entry),
             None => Err(KvmError::Cpus(0)),
@@ -327,6 +325,8 @@ impl Machine {
             ended,
         });
         let serial = self.pump.map(|pump| SerialThread::start(pump, &shared)).transpose()?;
+        // As late as can be: KVM answers this only when it has finished what creating the VM began.
+        add_memory(&self.vm, &shared.memory)?;
         // Declared before the processors: what they wait for outlives them.
         let workers = self.workers;
         let mut processors = Processors { shared: shared.clone(), threads: Vec::new() };
@@ -334,6 +334,10 @@ impl Machine {
             processors.start(index, vcpu)?;
         }
         let waited = wait(&shared.ended, &self.stop, until);
+        if let (Ok(Wakeup::Ended), Some(console)) = (&waited, &shared.bus.ports.serial) {
+            // Its thread ends while the processors' do.
+            console.begin_to_finish();
+        }
         drop(processors);
         drop(workers);
         if let (Some(mut serial), Ok(Wakeup::Ended)) = (serial, &waited) {

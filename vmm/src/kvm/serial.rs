@@ -93,8 +93,12 @@ impl SerialPort {
         self.outbox.stop_waiting();
     }
 
-    /// Tells the pump to end once the outbox is empty, and waits for that, `patience` at most; what
-    /// is left then is thrown away.
+    /// Tells the pump to end once the outbox is empty. What the guest writes after that may be lost.
+    pub fn begin_to_finish(&self) {
+        self.outbox.begin_to_finish();
+    }
+
+    /// The same, and waits for that, `patience` at most; what is left then is thrown away.
     pub fn finish(&self, patience: Duration) {
         self.outbox.finish(patience);
     }
@@ -253,10 +257,14 @@ impl Outbox {
         self.changed.notify_all();
     }
 
-    fn finish(&self, patience: Duration) {
-        let mut state = lock(&self.state);
-        state.finish = true;
+    fn begin_to_finish(&self) {
+        lock(&self.state).finish = true;
         self.wake();
+    }
+
+    fn finish(&self, patience: Duration) {
+        self.begin_to_finish();
+        let state = lock(&self.state);
         let waited = self.changed.wait_timeout_while(state, patience, |s| !s.bytes.is_empty());
         drop(waited.unwrap_or_else(PoisonError::into_inner));
         self.discard();
