@@ -196,6 +196,14 @@ pub fn check_process(process: &Value) -> Result<(), BundleError> {
     refuse(unknown(&PROCESS, process, "process"))
 }
 
+/// Refuses the first field of a `linux.resources` object that isn't known.
+///
+/// # Errors
+/// Its path.
+pub fn check_resources(resources: &Value) -> Result<(), BundleError> {
+    refuse(unknown(&RESOURCES, resources, "linux.resources"))
+}
+
 fn refuse(field: Option<String>) -> Result<(), BundleError> {
     match field {
         Some(field) => Err(BundleError::field(field, "not supported by kiln: remove it")),

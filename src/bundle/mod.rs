@@ -5,8 +5,9 @@
 //! ([`fields`]) or can't honour ([`refusals`]) is refused by name, but for the little that is
 //! [`tolerated`]. What remains is set up by the agent inside the guest; the host resolves the root
 //! file system and bind mounts ([`binds`]), the namespaces in which its own processes live
-//! ([`namespaces`]), the hooks that it runs ([`hooks`]), and the size of the machine ([`sizing`]). A further program in a
-//! container is checked likewise ([`process`]).
+//! ([`namespaces`]), the hooks that it runs ([`hooks`]), and the size of the machine ([`sizing`]).
+//! A further program in a container, and changes of its limits, are checked likewise ([`process`],
+//! [`resources`]).
 
 mod binds;
 mod fields;
@@ -16,6 +17,7 @@ mod mountpoints;
 mod namespaces;
 mod process;
 mod refusals;
+pub mod resources;
 mod rlimits;
 mod sizing;
 mod tolerated;

@@ -81,8 +81,12 @@ pub fn check_labels(raw: &Value) -> Result<(), BundleError> {
     Ok(())
 }
 
-/// Limits that the guest's cgroup v2 has no counterpart for. Empty objects and zeros set nothing.
-fn check_resources(raw: &Value) -> Result<(), BundleError> {
+/// Refuses limits that the guest's cgroup v2 has no counterpart for. Empty objects and zeros set
+/// nothing.
+///
+/// # Errors
+/// The first of them.
+pub fn check_resources(raw: &Value) -> Result<(), BundleError> {
     let resources = &raw["linux"]["resources"];
     let refused = [
         ("cpu", "realtimeRuntime", "cgroup v2 has no real-time limits"),

@@ -9,6 +9,7 @@ mod console;
 mod create;
 mod delete;
 mod doctor;
+mod events;
 mod exec;
 mod features;
 mod internal;
@@ -16,11 +17,15 @@ mod kill;
 mod launch;
 mod list;
 mod man;
+mod pause;
+mod ps;
 mod request;
+mod resume;
 mod run;
 mod spec;
 mod start;
 mod state;
+mod update;
 mod usage;
 mod version;
 mod vm_run;
@@ -128,6 +133,16 @@ enum Verb {
     Run(run::Run),
     /// Execute a further program in a running container
     Exec(exec::Exec),
+    /// List a container's processes
+    Ps(ps::Ps),
+    /// Have all processes of a container stand still
+    Pause(pause::Pause),
+    /// Let the processes of a paused container go on
+    Resume(resume::Resume),
+    /// Print a container's figures at intervals, and when its memory runs out
+    Events(events::Events),
+    /// Change a container's limits
+    Update(update::Update),
     /// Print a container's state as JSON
     State(state::State),
     /// Send a signal to a container's processes
@@ -224,6 +239,11 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Start(start) => start::run(global, &start),
         Verb::Run(run) => run::run(global, run),
         Verb::Exec(exec) => exec::run(global, exec),
+        Verb::Ps(ps) => ps::run(global, &ps),
+        Verb::Pause(pause) => pause::run(global, &pause),
+        Verb::Resume(resume) => resume::run(global, &resume),
+        Verb::Events(events) => events::run(global, &events),
+        Verb::Update(update) => update::run(global, &update),
         Verb::State(state) => state::run(global, &state),
         Verb::Kill(kill) => kill::run(global, &kill),
         Verb::Delete(delete) => delete::run(global, &delete),

@@ -16,7 +16,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kiln_protocol::{ExecId, ExitStatus, WindowSize};
+use kiln_protocol::{ExecId, ExitStatus, GuestProcess, WindowSize};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, accept4, connect, socket,
 };
@@ -48,6 +49,29 @@ pub enum Request {
     Process,
     /// Execute a further program: an OCI `process` object that comes as a document.
     Exec(Exec),
+    /// Have all of its processes stand still.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// Which processes there are: [`Processes`], as a document.
+    Processes,
+    /// The figures of the container's cgroup: [`Statistics`](kiln_protocol::Statistics), as a
+    /// document.
+    Statistics,
+    /// Tell on this connection whenever processes were killed for want of memory.
+    Watch,
+    /// Change its limits: an OCI `linux.resources` object that comes as a document.
+    Update,
+}
+
+/// The processes of a container.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Processes {
+    /// On the host, those that stand for the container and its execs.
+    pub host: Vec<i32>,
+    /// In the guest.
+    pub guest: Vec<GuestProcess>,
 }
 
 /// How a further program is executed.
@@ -70,6 +94,8 @@ pub enum Reply {
     Done,
     /// It is in the document that comes with this.
     Document,
+    /// To who watches: processes were killed for want of memory.
+    OomKilled,
     /// Of an exec: its streams come with this.
     Streams,
     /// Of an exec: its program runs.
@@ -100,6 +126,14 @@ impl Asker {
     /// Answers. A command that has gone, or doesn't read, misses it.
     pub fn answer(&self, reply: &Reply) {
         self.answer_with(reply, &[]);
+    }
+
+    /// Whether the command has gone.
+    pub fn is_gone(&self) -> bool {
+        let mut polled = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        let hung_up = PollFlags::POLLHUP | PollFlags::POLLERR;
+        matches!(poll(&mut polled, PollTimeout::ZERO), Ok(1..))
+            && polled[0].revents().is_some_and(|events| events.intersects(hung_up))
     }
 
     /// Answers with descriptors.
@@ -206,7 +240,7 @@ impl Sources {
                         }
                         return;
                     }
-                    other => Event::Asked(other, asker.clone()),
+                    request => Event::Asked { request, descriptors, asker: asker.clone() },
                 };
                 if sender.send(event).await.is_err() {
                     return;
@@ -267,7 +301,7 @@ mod tests {
         tokio::task::LocalSet::new().block_on(&runtime.expect("runtime"), async {
             let (sources, mut events) = super::super::events::open();
             sources.watch_commands(listener).expect("watched");
-            let Some(Event::Asked(request, asker)) = events.recv().await else {
+            let Some(Event::Asked { request, asker, .. }) = events.recv().await else {
                 panic!("no request")
             };
             assert_eq!(request, Request::Signal { signal: 15, all: true });

@@ -48,7 +48,14 @@ pub enum Event {
     /// The command has ended.
     CommandGone,
     /// A later command asks for something.
-    Asked(Request, Asker),
+    Asked {
+        /// What.
+        request: Request,
+        /// What came with the request.
+        descriptors: Vec<OwnedFd>,
+        /// Who.
+        asker: Asker,
+    },
     /// A later command asks for a program to be executed.
     ExecAsked {
         /// Its number.

@@ -19,21 +19,21 @@ use crate::stage::{Stage, errors};
 use crate::terminal::{Screen, User, give_terminals, size};
 
 /// A stage whose container runs.
-fn running(args: &[&str]) -> Stage {
+pub fn running(args: &[&str]) -> Stage {
     let stage = Stage::new(args);
     start(&stage);
     stage
 }
 
 /// Creates and starts the container `test`.
-fn start(stage: &Stage) {
+pub fn start(stage: &Stage) {
     let created = create(stage, &[]);
     assert!(created.status.success(), "{}", errors(&created));
     succeeds(stage, &["start", "test"]);
 }
 
 /// `kiln exec` in the container `test`, of `args` behind these options.
-fn exec(stage: &Stage, options: &[&str], args: &[&str]) -> Command {
+pub fn exec(stage: &Stage, options: &[&str], args: &[&str]) -> Command {
     let mut command = stage.kiln();
     command.arg("exec").args(options).arg("test").args(args);
     command
@@ -44,7 +44,7 @@ fn output(stage: &Stage, options: &[&str], args: &[&str]) -> Output {
 }
 
 /// What a program that succeeds wrote.
-fn said(stage: &Stage, options: &[&str], args: &[&str]) -> String {
+pub fn said(stage: &Stage, options: &[&str], args: &[&str]) -> String {
     let output = output(stage, options, args);
     assert!(output.status.success(), "{args:?}: {}", errors(&output));
     String::from_utf8(output.stdout).expect("text")

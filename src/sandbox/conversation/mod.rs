@@ -4,14 +4,14 @@
 //! checked against what has been asked for, and anything else ends the sandbox.
 //!
 //! * The container goes through [`Stage`]s, each with what may end it.
-//! * Beside it, [`pending`]: execs, of which many may be under way, each by a number that the host gave
-//!   it.
+//! * Beside it, [`pending`]: execs and questions, of which many may be under way, each by a number
+//!   that the host gave it.
 
 mod pending;
 #[cfg(test)]
 mod tests;
 
-use kiln_protocol::{ExecId, ExitStatus, FailurePhase, FromAgent, VERSION};
+use kiln_protocol::{Answer, ExecId, ExitStatus, FailurePhase, FromAgent, Question, VERSION};
 
 use self::pending::Pending;
 
@@ -82,6 +82,13 @@ pub enum Progress {
         /// How.
         status: ExitStatus,
     },
+    /// A question is answered, by an answer of its kind or a refusal.
+    Answered {
+        /// The question's number.
+        request: u32,
+        /// The answer.
+        answer: Answer,
+    },
     /// More processes than before have been killed for want of memory.
     OomKilled {
         /// How many in all.
@@ -103,7 +110,7 @@ pub enum Breach {
     /// About a container that it was never told of.
     #[error("the guest's agent spoke of a container that it does not have")]
     OtherContainer,
-    /// About an exec that it was never told of, or that is over.
+    /// About an exec or a question that it was never told of, or that is over.
     #[error("the guest's agent spoke of {0} that it does not have")]
     Unknown(&'static str),
     /// With a value that can't be.
@@ -154,6 +161,11 @@ impl Conversation {
         self.pending.execute(exec);
     }
 
+    /// Notes that a question was sent, of a number that was never used.
+    pub fn asking(&mut self, request: u32, question: &Question) {
+        self.pending.ask(request, question);
+    }
+
     /// Checks a message against what may come.
     ///
     /// # Errors
@@ -177,6 +189,7 @@ impl Conversation {
                 self.pending.exited(exec)?;
                 Ok(Progress::ExecExited { exec, status })
             }
+            FromAgent::Answer { request, answer } => self.pending.answered(request, answer),
             FromAgent::OomKilled { container, kills } => {
                 self.check(&container)?;
                 self.count_kills(kills)

@@ -1,8 +1,8 @@
-//! Execs that the agent owes a word about.
+//! Execs and questions that the agent owes a word about.
 
 use std::collections::BTreeMap;
 
-use kiln_protocol::ExecId;
+use kiln_protocol::{Answer, ExecId, Question};
 
 use super::{Breach, Progress, Stage, check_failure, going_on};
 
@@ -15,16 +15,35 @@ enum Exec {
     Running,
 }
 
+/// What answers a question, beside a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    Done,
+    Processes,
+    Statistics,
+}
+
 /// What is under way, by number.
 #[derive(Debug, Default)]
 pub struct Pending {
     execs: BTreeMap<ExecId, Exec>,
+    questions: BTreeMap<u32, Expected>,
 }
 
 impl Pending {
     /// An exec is under way.
     pub fn execute(&mut self, exec: ExecId) {
         self.execs.insert(exec, Exec::Starting);
+    }
+
+    /// A question is under way.
+    pub fn ask(&mut self, request: u32, question: &Question) {
+        let expected = match question {
+            Question::Pause | Question::Resume | Question::Update { .. } => Expected::Done,
+            Question::Processes => Expected::Processes,
+            Question::Statistics => Expected::Statistics,
+        };
+        self.questions.insert(request, expected);
     }
 
     /// An exec's program runs.
@@ -82,5 +101,23 @@ impl Pending {
             }
             None => Err(Breach::Unknown("a process")),
         }
+    }
+
+    /// The agent answers a question.
+    ///
+    /// # Errors
+    /// It wasn't asked, or not that.
+    pub fn answered(&mut self, request: u32, answer: Answer) -> Result<Progress, Breach> {
+        let expected = self.questions.remove(&request).ok_or(Breach::Unknown("a question"))?;
+        let answers = match &answer {
+            Answer::Done => expected == Expected::Done,
+            Answer::Processes(_) => expected == Expected::Processes,
+            Answer::Statistics(_) => expected == Expected::Statistics,
+            Answer::Refused(_) => true,
+        };
+        if !answers {
+            return Err(Breach::Impossible("answer"));
+        }
+        Ok(Progress::Answered { request, answer })
     }
 }

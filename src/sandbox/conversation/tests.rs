@@ -136,6 +136,22 @@ fn container_ends_after_its_execs_but_not_after_those_that_crossed_its_end() {
 }
 
 #[test]
+fn answers_are_to_questions_and_of_their_kind() {
+    let answer = |request, answer| FromAgent::Answer { request, answer };
+    let mut conversation = running();
+    conversation.asking(1, &Question::Pause);
+    conversation.asking(2, &Question::Processes);
+    conversation.asking(3, &Question::Statistics);
+    let refused = Answer::Refused("no".to_owned());
+    assert!(matches!(conversation.hear(answer(3, refused)), Ok(Progress::Answered { .. })));
+    assert!(matches!(conversation.hear(answer(1, Answer::Done)), Ok(Progress::Answered { .. })));
+    let again = conversation.hear(answer(1, Answer::Done));
+    assert_eq!(again, Err(Breach::Unknown("a question")));
+    let mixed_up = conversation.hear(answer(2, Answer::Done));
+    assert_eq!(mixed_up, Err(Breach::Impossible("answer")));
+}
+
+#[test]
 fn kills_only_grow_and_while_there_is_a_container() {
     let killed = |kills| FromAgent::OomKilled { container: "c".to_owned(), kills };
     let mut conversation = running();

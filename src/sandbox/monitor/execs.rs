@@ -38,6 +38,8 @@ pub(super) struct Execs {
 struct Exec {
     /// The proxy's connection, as long as the proxy lives.
     proxy: Option<Asker>,
+    /// The proxy's process id.
+    stand_in: i32,
     process: Process,
 }
 
@@ -58,8 +60,9 @@ impl Execs {
         }
     }
 
-    fn proxies(&self) -> usize {
-        self.all.values().filter(|exec| exec.proxy.is_some()).count()
+    /// The processes on the host that stand for execs.
+    pub(super) fn stand_ins(&self) -> impl Iterator<Item = i32> {
+        self.all.values().filter(|exec| exec.proxy.is_some()).map(|exec| exec.stand_in)
     }
 }
 
@@ -97,7 +100,8 @@ impl Monitor {
                 None
             }
         };
-        self.execs.all.insert(id, Exec { proxy, process: Process::Starting });
+        let exec = Exec { proxy, stand_in: how.proxy, process: Process::Starting };
+        self.execs.all.insert(id, exec);
     }
 
     fn prepare_exec(
@@ -194,7 +198,7 @@ impl Monitor {
     /// container: the guest's end would cut it off.
     pub(super) async fn drain_execs(&mut self) -> Result<(), Failure> {
         let deadline = Instant::now() + QUIET;
-        while self.execs.proxies() > 0 {
+        while self.execs.stand_ins().next().is_some() {
             match self.next(Some(deadline)).await? {
                 Step::DeadlinePassed => {
                     tracing::warn!("output of processes beside the container's own is cut off");

@@ -200,7 +200,7 @@ impl Monitor {
                 Step::Said(Progress::Started) => return Ok(()),
                 // A signal was faster.
                 Step::Said(Progress::Exited { status, oom_killed }) => {
-                    self.ended(status, oom_killed);
+                    self.ended(status, oom_killed)?;
                     return Ok(());
                 }
                 Step::Said(Progress::Failed { message, exit_code, phase }) => {
@@ -228,7 +228,7 @@ impl Monitor {
             match self.next(None).await? {
                 Step::StartAsked(asker) => return Ok(Asked::Start(asker)),
                 Step::Said(Progress::Exited { status, oom_killed }) => {
-                    return Ok(Asked::Over(self.ended(status, oom_killed)));
+                    return Ok(Asked::Over(self.ended(status, oom_killed)?));
                 }
                 Step::StreamEnded => self.stream_ends += 1,
                 Step::GuestEnded(how) => return Err(Failure::unasked_end(&how)),
@@ -260,7 +260,7 @@ impl Monitor {
             }
             match self.next(None).await? {
                 Step::Said(Progress::Exited { status, oom_killed }) => {
-                    self.ended(status, oom_killed);
+                    self.ended(status, oom_killed)?;
                 }
                 Step::StreamEnded => self.stream_ends += 1,
                 Step::GuestEnded(how) => return Err(Failure::unasked_end(&how)),
@@ -270,8 +270,11 @@ impl Monitor {
     }
 
     /// The container has ended; gives the status to exit with.
-    fn ended(&mut self, status: ExitStatus, oom_killed: bool) -> u8 {
+    fn ended(&mut self, status: ExitStatus, oom_killed: bool) -> Result<u8, Failure> {
         self.set_up = false;
+        if oom_killed {
+            self.note_oom_at_end()?;
+        }
         tracing::info!(?status, oom_killed, "the container has ended");
         let status = match status {
             ExitStatus::Code(code) => code,
@@ -279,7 +282,7 @@ impl Monitor {
         };
         self.exit_status = Some(status);
         self.oom_killed |= oom_killed;
-        status
+        Ok(status)
     }
 
     /// Waits until all that the program wrote has been written on. A guest that keeps a stream open

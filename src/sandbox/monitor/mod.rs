@@ -3,11 +3,15 @@
 //! * [`life`]: the phases, one after the other.
 //! * [`watch`]: what happens next, and what it means.
 //! * [`execs`]: further programs in the container.
+//! * [`questions`]: what the agent answers to later commands.
+//! * [`memory`]: what happens when the container's memory runs out.
 //! * [`failure`]: why a container didn't run to its own end.
 
 mod execs;
 mod failure;
 mod life;
+mod memory;
+mod questions;
 mod watch;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,6 +32,8 @@ use tokio::task::LocalSet;
 
 use self::execs::Execs;
 use self::failure::Failure;
+use self::memory::{OOM_KILLED, Watchers};
+use self::questions::Questions;
 use super::broker::Broker;
 use super::control::{self, Asker};
 use super::conversation::{Conversation, Progress};
@@ -188,6 +194,10 @@ struct Monitor {
     tokens: Tokens,
     agent: Option<Agent>,
     execs: Execs,
+    questions: Questions,
+    watchers: Watchers,
+    /// What a paused container was before.
+    before_pause: Status,
     conversation: Conversation,
     console: Tail,
     errors: Vec<(Role, Tail)>,
@@ -219,8 +229,10 @@ impl Monitor {
         let leads_session = config.mode != Mode::Attached;
         sources.watch_signals(&watched_signals(config.mode), leads_session)?;
         sources.watch_commands(state.listen(control::NAME).context("control socket")?)?;
+        let mut record = config.record;
+        record.annotations.remove(OOM_KILLED);
         Ok(Self {
-            record: config.record,
+            record,
             limits: config.limits,
             origin,
             has_network: false,
@@ -243,6 +255,9 @@ impl Monitor {
             tokens: Tokens::default(),
             agent: None,
             execs: Execs::default(),
+            questions: Questions::default(),
+            watchers: Watchers::default(),
+            before_pause: Status::Running,
             console: Tail::default(),
             errors: Vec::new(),
             new_size: None,

@@ -2,7 +2,7 @@
 //! and whatever ends a sandbox becomes a failure.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -17,6 +17,7 @@ use super::failure::Failure;
 use super::{Monitor, Step};
 use crate::process::{Process, describe};
 use crate::sandbox::control::{Asker, Reply, Request};
+use crate::sandbox::conversation::Progress;
 use crate::sandbox::events::Event;
 use crate::sandbox::machine::Role;
 use crate::sandbox::phases::Phase;
@@ -57,8 +58,7 @@ impl Monitor {
             Event::AgentConnected(stream) => return Ok(Some(Step::Connected(stream))),
             Event::AgentSaid(message) => {
                 let heard = self.conversation.hear(message).map_err(anyhow::Error::new);
-                let rest = self.hear_of_exec(heard.map_err(Failure::of_guest)?)?;
-                return Ok(rest.map(Step::Said));
+                return self.heard(heard.map_err(Failure::of_guest)?);
             }
             Event::AgentGone(_) if self.ending => {}
             Event::AgentGone(reason) => return Err(self.explain_loss(reason).await),
@@ -88,7 +88,9 @@ impl Monitor {
                 self.orphaned = true;
                 return Err(anyhow!("the command that started the sandbox has ended").into());
             }
-            Event::Asked(request, asker) => return Ok(self.asked(request, asker)),
+            Event::Asked { request, descriptors, asker } => {
+                return Ok(self.asked(request, descriptors, asker));
+            }
             Event::ExecAsked { exec, how, descriptors, asker } => {
                 self.execute(exec, how, descriptors, asker);
             }
@@ -109,8 +111,19 @@ impl Monitor {
         Ok(None)
     }
 
+    /// What the agent says about the container is for the phases; the rest is dealt with.
+    fn heard(&mut self, progress: Progress) -> Result<Option<Step>, Failure> {
+        let Some(progress) = self.hear_of_exec(progress)? else { return Ok(None) };
+        let Some(progress) = self.hear_answer(progress)? else { return Ok(None) };
+        if let Progress::OomKilled { kills } = progress {
+            self.note_oom_kills(kills)?;
+            return Ok(None);
+        }
+        Ok(Some(Step::Said(progress)))
+    }
+
     /// Does what a later command asks for, or has the phase that waits for it do it.
-    fn asked(&mut self, request: Request, asker: Asker) -> Option<Step> {
+    fn asked(&mut self, request: Request, descriptors: Vec<OwnedFd>, asker: Asker) -> Option<Step> {
         match request {
             Request::Start if self.record.status == Status::Created => {
                 return Some(Step::StartAsked(asker));
@@ -123,8 +136,10 @@ impl Monitor {
             }
             Request::Signal { signal, all } => asker.answer(&self.signal(signal, all)),
             Request::Process => self.show_process(&asker),
+            Request::Watch => self.watchers.add(asker),
             // It comes as an event of its own.
             Request::Exec(_) => {}
+            question => self.question(question, descriptors, asker),
         }
         None
     }

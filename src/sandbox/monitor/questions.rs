@@ -1,0 +1,179 @@
+//! Questions of later commands that the agent answers, and what their answers change.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, bail};
+use kiln_protocol::{Answer, Question, ToAgent};
+use oci_spec::runtime::LinuxResources;
+
+use super::Monitor;
+use super::failure::Failure;
+use crate::cgroup::{Limits, Machine};
+use crate::sandbox::control::{Asker, Processes, Reply, Request};
+use crate::sandbox::conversation::Progress;
+use crate::sandbox::document;
+use crate::state::Status;
+
+/// The most questions that are not answered at once.
+const MAX_QUESTIONS: usize = 64;
+
+/// What is not answered yet, by number.
+#[derive(Debug, Default)]
+pub(super) struct Questions {
+    next: u32,
+    asked: BTreeMap<u32, Asked>,
+}
+
+#[derive(Debug)]
+struct Asked {
+    request: Request,
+    asker: Asker,
+    /// What else is to change once the guest's limits have.
+    change: Option<Change>,
+}
+
+#[derive(Debug)]
+struct Change {
+    /// The host's limits.
+    limits: Limits,
+    /// The container's memory limit in bytes, if that changes; -1 is none.
+    memory: Option<i64>,
+}
+
+impl Monitor {
+    /// Has the agent answer a request.
+    pub(super) fn question(&mut self, request: Request, descriptors: Vec<OwnedFd>, asker: Asker) {
+        match self.ask_agent(request, descriptors) {
+            Ok((number, change)) => {
+                self.questions.asked.insert(number, Asked { request, asker, change });
+            }
+            Err(error) => asker.answer(&Reply::refusal(format!("{error:#}"))),
+        }
+    }
+
+    fn ask_agent(
+        &mut self,
+        request: Request,
+        descriptors: Vec<OwnedFd>,
+    ) -> anyhow::Result<(u32, Option<Change>)> {
+        let mut change = None;
+        if !self.set_up {
+            bail!("container not running");
+        }
+        if self.questions.asked.len() >= MAX_QUESTIONS {
+            bail!("the guest's agent has {MAX_QUESTIONS} questions to answer: try again");
+        }
+        let question = match request {
+            Request::Pause if self.record.status == Status::Paused => {
+                bail!("container not running")
+            }
+            Request::Pause => Question::Pause,
+            Request::Resume if self.record.status != Status::Paused => {
+                bail!("container not paused")
+            }
+            Request::Resume => Question::Resume,
+            Request::Processes => Question::Processes,
+            Request::Statistics => Question::Statistics,
+            Request::Update => {
+                let resources = document::read(descriptors).context("limits")?;
+                change = Some(self.change(resources.get())?);
+                Question::Update { resources }
+            }
+            other => bail!("{other:?} is no question"),
+        };
+        let number = self.questions.next;
+        self.questions.next = number.checked_add(1).context("no numbers are left for questions")?;
+        self.conversation.asking(number, &question);
+        let container = self.container.id.clone();
+        self.tell(&ToAgent::Ask { request: number, container, question })
+            .map_err(|failure| failure.error)?;
+        Ok((number, change))
+    }
+
+    /// What changes of the guest's limits mean for the host's.
+    fn change(&self, resources: &str) -> anyhow::Result<Change> {
+        let resources: LinuxResources = serde_json::from_str(resources).context("limits")?;
+        let memory_mib = self.guest.memory_mib;
+        let memory = resources.memory().as_ref().and_then(|memory| memory.limit());
+        if let Some(limit) = memory.and_then(|limit| u64::try_from(limit).ok())
+            && limit > memory_mib << 20
+        {
+            bail!(
+                "linux.resources.memory.limit: {limit} bytes are more than the guest's memory of \
+                 {memory_mib} MiB, which is fixed when it starts"
+            );
+        }
+        let machine = Machine { engine: self.guest.engine, memory_mib };
+        Ok(Change { limits: Limits::of(&resources, machine), memory })
+    }
+
+    /// What the agent answers; gives anything else back.
+    pub(super) fn hear_answer(&mut self, progress: Progress) -> Result<Option<Progress>, Failure> {
+        let Progress::Answered { request: number, answer } = progress else {
+            return Ok(Some(progress));
+        };
+        let Some(asked) = self.questions.asked.remove(&number) else { return Ok(None) };
+        let asker = asked.asker;
+        let document = match answer {
+            Answer::Done => {
+                match asked.request {
+                    Request::Pause => self.paused()?,
+                    Request::Resume => self.resumed()?,
+                    _ => {}
+                }
+                asker.answer(&asked.change.map_or(Reply::Done, |change| self.carry_out(&change)));
+                return Ok(None);
+            }
+            Answer::Refused(why) => {
+                asker.answer(&Reply::refusal(why));
+                return Ok(None);
+            }
+            Answer::Processes(guest) => {
+                document::write(&Processes { host: self.stand_ins(), guest })
+            }
+            Answer::Statistics(figures) => document::write(&figures),
+        };
+        match document {
+            Ok(document) => asker.answer_with(&Reply::Document, &[document]),
+            Err(error) => asker.answer(&Reply::refusal(error.to_string())),
+        }
+        Ok(None)
+    }
+
+    /// Changes the host's limits after the guest's.
+    fn carry_out(&mut self, change: &Change) -> Reply {
+        if let Some(memory) = change.memory {
+            self.container.memory_limit = u64::try_from(memory).ok();
+        }
+        let limits = &change.limits;
+        let cgroup = &self.record.cgroup;
+        match cgroup.apply(&limits.standing).and_then(|()| cgroup.apply(&limits.cpu_time)) {
+            Ok(()) => Reply::Done,
+            Err(error) => {
+                Reply::refusal(format!("the limits hold in the guest, but on the host: {error:#}"))
+            }
+        }
+    }
+
+    fn paused(&mut self) -> Result<(), Failure> {
+        if self.set_up && self.record.status != Status::Paused {
+            self.before_pause = self.record.status;
+            self.note(Status::Paused)?;
+        }
+        Ok(())
+    }
+
+    fn resumed(&mut self) -> Result<(), Failure> {
+        if self.set_up && self.record.status == Status::Paused {
+            self.note(self.before_pause)?;
+        }
+        Ok(())
+    }
+
+    /// The processes on the host that stand for the container's.
+    fn stand_ins(&self) -> Vec<i32> {
+        let own = std::process::id().cast_signed();
+        std::iter::once(own).chain(self.execs.stand_ins()).collect()
+    }
+}
