@@ -12,7 +12,7 @@ help:
 	@echo "make build   install what is missing; build the guest kernel, the agent and kiln into $(OUT)/"
 	@echo "make demo    build a real C project and run its tests inside a microVM, then hostile steps"
 	@echo "make test    format, lints, licences and every test"
-	@echo "make bench   start-up, memory and stdio figures, against a second command in the same run"
+	@echo "make bench   start-up, memory, stdio and network figures, against a second command in the same run"
 
 setup:
 	@setup/install
@@ -56,6 +56,7 @@ test: setup-tests build lint
 bench: build
 	@cargo bench --locked --bench start
 	@cargo bench --locked --bench steps
+	@cargo bench --locked --package kiln-vmm --bench net_speed
 
 clean:
 	@rm -rf target $(OUT)

@@ -21,6 +21,13 @@ use kiln_vmm::virtio::net::{Net, Settings};
 use kiln_vmm::virtio::vsock::Vsock;
 use kiln_vmm::virtio::vsock::broker::Broker;
 
+/// The guest's network card, and who serves it.
+enum Card {
+    None,
+    Kiln(OwnedFd, Settings),
+    Qemu(OwnedFd),
+}
+
 /// The port of the guest's server.
 pub const SERVER: u32 = 1025;
 
@@ -37,19 +44,21 @@ pub struct Guest {
 impl Guest {
     /// Boots a guest with these disks, `(image, read-only)`, and waits until its server listens.
     pub fn boot(disks: &[(&Path, bool)], host_ports: &[u32]) -> Self {
-        Self::start(disks, host_ports, None)
+        Self::start(disks, host_ports, Card::None)
     }
 
     /// Boots a guest on a network and waits until its server listens.
     pub fn boot_on(tap: OwnedFd, settings: Settings) -> Self {
-        Self::start(&[], &[], Some((tap, settings)))
+        Self::start(&[], &[], Card::Kiln(tap, settings))
     }
 
-    fn start(
-        disks: &[(&Path, bool)],
-        host_ports: &[u32],
-        net: Option<(OwnedFd, Settings)>,
-    ) -> Self {
+    /// Boots a guest on a network that QEMU itself serves, and waits until its server listens.
+    #[allow(dead_code, reason = "for comparison")]
+    pub fn boot_on_qemus(tap: OwnedFd) -> Self {
+        Self::start(&[], &[], Card::Qemu(tap))
+    }
+
+    fn start(disks: &[(&Path, bool)], host_ports: &[u32], card: Card) -> Self {
         let directory = tempfile::tempdir().expect("temporary directory");
         let path = |name: &str| directory.path().join(name);
         let (until, devices_until) = UnixStream::pair().expect("socket pair");
@@ -70,12 +79,24 @@ impl Guest {
             let disk = Block::new(file, *read_only, "test").expect("disk");
             serve(Box::new(disk), &format!("disk{index}"));
         }
-        let net = net.map(|(tap, settings)| {
-            serve(Box::new(Net::new(tap, settings).expect("network device")), "net");
-            let Settings { mac, mtu, .. } = settings;
-            let (address, open) = inherited_address(&path("net"));
-            (Device::Net { address, mac, mtu }, open)
-        });
+        // The descriptor that QEMU inherits, and its arguments.
+        let (_inherited, card) = match card {
+            Card::None => (None, Vec::new()),
+            Card::Kiln(tap, settings) => {
+                serve(Box::new(Net::new(tap, settings).expect("network device")), "net");
+                let Settings { mac, mtu, .. } = settings;
+                let mut options = File::options();
+                let address = options.read(true).custom_flags(libc::O_PATH).open(path("net"));
+                let address = OwnedFd::from(address.expect("address"));
+                let device = Device::Net { address: inherited(&address), mac, mtu };
+                (Some(address), device.arguments("net"))
+            }
+            Card::Qemu(tap) => {
+                let back_end = format!("tap,id=net,fd={}", inherited(&tap).0);
+                let arguments = ["-netdev", &back_end, "-device", "virtio-net-device,netdev=net"];
+                (Some(tap), arguments.map(str::to_owned).into())
+            }
+        };
 
         let initrd = path("initrd");
         fs::write(&initrd, initramfs()).expect("initrd");
@@ -100,9 +121,7 @@ impl Guest {
         for index in 0..disks.len() {
             device(&format!("disk{index}"), "vhost-user-blk");
         }
-        if let Some((net, _)) = &net {
-            qemu.args(net.arguments("net"));
-        }
+        qemu.args(card);
         let output = File::create(&console).expect("console");
         let errors = output.try_clone().expect("console");
         let qemu = qemu
@@ -183,14 +202,12 @@ impl Drop for Guest {
     }
 }
 
-/// The name of a socket as a descriptor that QEMU inherits.
-fn inherited_address(socket: &Path) -> (InheritedFd, File) {
-    let mut options = File::options();
-    let address = options.read(true).custom_flags(libc::O_PATH).open(socket).expect("address");
+/// Lets QEMU inherit a descriptor.
+fn inherited(fd: &OwnedFd) -> InheritedFd {
     // SAFETY: the descriptor is open.
-    let kept = unsafe { libc::fcntl(address.as_raw_fd(), libc::F_SETFD, 0) };
+    let kept = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) };
     assert_eq!(kept, 0);
-    (InheritedFd(address.as_raw_fd()), address)
+    InheritedFd(fd.as_raw_fd())
 }
 
 /// The byte at each place of the pattern that is sent and checked.

@@ -359,6 +359,14 @@ static void serve(int fd)
 	case 'k':
 		put64(fd, matching(fd, 0));
 		break;
+	case 'o': { /* counts what comes */
+		uint64_t count = 0;
+		ssize_t got;
+		while ((got = read(fd, buffer, sizeof buffer)) > 0)
+			count += got;
+		put64(fd, count);
+		break;
+	}
 	case 'l': /* a slow reader */
 		put64(fd, matching(fd, 2000));
 		break;
