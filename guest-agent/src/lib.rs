@@ -8,12 +8,13 @@
 //! # What it promises
 //! * A configuration is carried out as a whole or refused, by the name of the field and with the
 //!   reason; nothing in it is passed over. What the monitor deals with on the host (`root.path`,
-//!   `linux.cgroupsPath`, hooks of the runtime, `annotations`) is the exception.
+//!   `linux.cgroupsPath`, hooks that run there, `annotations`) is the exception.
 //! * A container's processes cannot disturb it: it has its own cgroup with memory that is kept for it,
 //!   the OOM killer never takes it, containers leave it process ids, and its files are in none of
 //!   their mount namespaces.
 //! * It does not block. The one thread waits in epoll and nowhere else, except for a few milliseconds
-//!   while a container's last process leaves its cgroup.
+//!   while a container's last process leaves its cgroup or an exec is born, and while the kernel takes
+//!   memory back for an update to a limit that is below what is in use.
 //! * It holds one buffer of 64 KiB for each direction of a stream at most.
 //!
 //! # What it trusts

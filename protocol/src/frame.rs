@@ -134,6 +134,7 @@ mod tests {
         let create = ToAgent::Create(Box::new(crate::CreateContainer {
             container: "c".to_owned(),
             config: serde_json::value::RawValue::from_string(text.to_owned()).expect("json"),
+            state: serde_json::value::RawValue::from_string("{}".to_owned()).expect("json"),
             binds: vec![crate::BindMount { mount: 3, is_file: true }],
             stdio: crate::Stdio::Pipes { stdin: None, stdout: None, stderr: None },
         }));

@@ -174,6 +174,8 @@ pub enum FailurePhase {
     Process,
     /// Stdio streams or the terminal.
     Stdio,
+    /// Hooks that run in the container.
+    Hooks,
     /// Executing the program.
     Exec,
 }
@@ -196,6 +198,9 @@ pub struct CreateContainer {
     pub container: String,
     /// The bundle's `config.json`, byte for byte as the monitor checked it.
     pub config: Box<RawValue>,
+    /// The container's OCI state, an object, for hooks that run in the container. The agent adds
+    /// `status` and `pid`, which are the moment's.
+    pub state: Box<RawValue>,
     /// Which entries of `mounts` are bind mounts from the host, and where they are in the share.
     /// The entries not named here are mounted by the guest itself (proc, tmpfs, ...).
     pub binds: Vec<BindMount>,

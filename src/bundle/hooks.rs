@@ -1,7 +1,8 @@
-//! The hooks of a bundle that run on the host.
+//! The hooks of a bundle.
 //!
 //! `prestart`, `createRuntime`, `poststart` and `poststop` run in the caller's namespaces, where
-//! kiln's commands are. `createContainer` and `startContainer` run in the container's.
+//! kiln's commands are. `createContainer` and `startContainer` run in the container's: they are
+//! checked here, and the guest's agent finds them in the configuration.
 
 use oci_spec::runtime::{Hook, Spec};
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,7 @@ impl HostHooks {
     }
 }
 
-/// Finds the hooks.
+/// Finds the hooks of the host, and checks all.
 ///
 /// # Errors
 /// One that can't be run, by its field.
@@ -42,6 +43,8 @@ pub fn find(spec: &Spec) -> Result<HostHooks, BundleError> {
         }
         Ok(hooks)
     };
+    checked("createContainer", hooks.create_container())?;
+    checked("startContainer", hooks.start_container())?;
     // The specification deprecates it, and Docker uses it.
     #[allow(deprecated)]
     let prestart = hooks.prestart();

@@ -12,7 +12,6 @@ use super::BundleError;
 pub fn check(spec: &Spec, raw: &Value) -> Result<(), BundleError> {
     check_version(spec)?;
     check_process(spec)?;
-    check_hooks(raw)?;
     check_labels(raw)?;
     check_resources(raw)
 }
@@ -43,17 +42,6 @@ pub fn check_program(process: &Process) -> Result<(), BundleError> {
     if !process.cwd().is_absolute() {
         let reason = format!("{:?} is not an absolute path", process.cwd());
         return Err(BundleError::field("process.cwd", reason));
-    }
-    Ok(())
-}
-
-/// Hooks that run in the container's namespaces, which are the guest's.
-fn check_hooks(raw: &Value) -> Result<(), BundleError> {
-    for name in ["createContainer", "startContainer"] {
-        if is_set(&raw["hooks"][name]) {
-            let reason = "hooks in the container's namespaces are not supported yet: remove them";
-            return Err(BundleError::field(format!("hooks.{name}"), reason));
-        }
     }
     Ok(())
 }

@@ -134,3 +134,44 @@ fn failure_after_the_start_stops_the_container() {
     assert_eq!(log(&stage), "stopped\nstopped\n");
     assert!(stage.is_clean());
 }
+
+#[test]
+fn hooks_of_the_container_run_in_the_guest_with_the_containers_state() {
+    let stage = Stage::new(&["sh", "-c", "echo program >> /order"]);
+    let hook = |name: &str| {
+        let script = format!("cat > /{name}; echo {name} >> /order");
+        json!({"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"]})
+    };
+    set_hooks(
+        &stage,
+        json!({"createContainer": [hook("create")], "startContainer": [hook("start")]}),
+    );
+    let inside = |name: &str| fs::read_to_string(stage.rootfs().join(name)).unwrap_or_default();
+    let output = create(&stage, &[]);
+    assert!(output.status.success(), "{}", errors(&output));
+    assert_eq!(inside("order"), "create\n");
+    succeeds(&stage, &["start", "test"]);
+    eventually("the program", || inside("order") == "create\nstart\nprogram\n");
+    for (name, status) in [("create", "creating"), ("start", "created")] {
+        let state: Value = serde_json::from_str(&inside(name)).expect("JSON");
+        let expected = json!({
+            "ociVersion": "1.0.2", "id": "test", "status": status, "pid": 1,
+            "bundle": stage.bundle().display().to_string(), "annotations": {"a": "b"},
+        });
+        assert_eq!(state, expected);
+    }
+    succeeds(&stage, &["delete", "--force", "test"]);
+
+    for (field, hook, word) in [
+        ("createContainer", failing("because"), "exit status: 9; its output ends with: because"),
+        ("createContainer", json!({"path": "/usr/bin/env"}), "files of the host are not"),
+        ("startContainer", failing("because"), "exit status: 9; its output ends with: because"),
+    ] {
+        set_hooks(&stage, json!({field: [hook]}));
+        let output = stage.run(&[]).output().expect("kiln");
+        assert_eq!(output.status.code(), Some(1));
+        let errors = errors(&output);
+        assert!(errors.contains(&format!("hooks.{field}[0]")) && errors.contains(word), "{errors}");
+        assert!(stage.is_clean());
+    }
+}

@@ -22,7 +22,7 @@ pub fn enter(plan: &Plan, supplies: &Supplies) -> Result<Option<Terminal>, Failu
     enter_namespaces(plan)?;
     let proc = (!plan.sysctls.is_empty()).then(|| tree::new_file_system("proc", "proc", &[]));
     let proc = proc.transpose().during(FailurePhase::Process, || "linux.sysctl: procfs")?;
-    let terminal = rootfs::enter(&plan.rootfs, supplies)?;
+    let terminal = rootfs::enter(&plan.rootfs, supplies, |root| plan.hooks.create(root))?;
     set_names(plan)?;
     if let Some(proc) = proc {
         sysctl::write(&plan.sysctls, proc.as_fd())?;

@@ -55,7 +55,7 @@ pub fn run(
     let pid = pid.during(phase, || "start a process in the container")?;
     if pid == 0 {
         let Joining { container, process, .. } = joining;
-        let program = Program { process, seccomp: container.seccomp.as_ref() };
+        let program = Program { process, seccomp: container.seccomp.as_ref(), hooks: None };
         return program::become_program(program, streams, channel, || enter(joining));
     }
     channel

@@ -53,7 +53,8 @@ pub fn launch(
         .during(FailurePhase::Namespaces, || "linux.namespaces")?;
     if pid == 0 {
         drop(channel);
-        let program = Program { process: &plan.process, seccomp: plan.seccomp.as_ref() };
+        let (seccomp, hooks) = (plan.seccomp.as_ref(), Some(&plan.hooks));
+        let program = Program { process: &plan.process, seccomp, hooks };
         program::run(&of_process, || {
             let enter = || init::enter(plan, &supplies);
             program::become_program(program, streams, &of_process, enter)

@@ -16,6 +16,7 @@
 //! gets a namespace of its own. For user, mount and time namespaces it is refused.
 
 pub mod channel;
+mod hooks;
 mod init;
 mod join;
 pub mod launch;

@@ -3,6 +3,7 @@
 use kiln_protocol::CreateContainer;
 use oci_spec::runtime::{Linux, Spec};
 
+use super::hooks::Hooks;
 use super::namespaces::Namespaces;
 use crate::cgroup::Limits;
 use crate::failure::{During, Failure};
@@ -31,6 +32,8 @@ pub struct Plan {
     pub hostname: Option<String>,
     /// NIS domain name.
     pub domainname: Option<String>,
+    /// Hooks that run in the container.
+    pub hooks: Hooks,
 }
 
 impl Plan {
@@ -41,8 +44,8 @@ impl Plan {
     pub fn new(create: &CreateContainer, cpus: usize) -> Result<Self, Failure> {
         let spec: Spec = serde_json::from_str(create.config.get())
             .during(FailurePhase::Config, || "config.json")?;
-        refuse(&spec)?;
         let linux = spec.linux().as_ref();
+        linux.map_or(Ok(()), refuse_in_linux)?;
         let process = spec.process().as_ref();
         let process =
             process.ok_or_else(|| Failure::config("process: missing, there is nothing to run"))?;
@@ -67,24 +70,9 @@ impl Plan {
             process,
             hostname,
             domainname,
+            hooks: Hooks::from_spec(spec.hooks().as_ref(), create.state.get())?,
         })
     }
-}
-
-fn refuse(spec: &Spec) -> Result<(), Failure> {
-    if let Some(hooks) = spec.hooks() {
-        let inside = [
-            ("createContainer", hooks.create_container()),
-            ("startContainer", hooks.start_container()),
-        ];
-        let given = |list: &&Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
-        if let Some((name, _)) = inside.iter().find(|(_, list)| given(list)) {
-            return Err(Failure::config(format!(
-                "hooks.{name}: hooks inside the container are not supported"
-            )));
-        }
-    }
-    spec.linux().as_ref().map_or(Ok(()), refuse_in_linux)
 }
 
 fn refuse_in_linux(linux: &Linux) -> Result<(), Failure> {
@@ -121,6 +109,9 @@ mod tests {
                 "ioPriority": {"class": "IOPRIO_CLASS_RT", "priority": 1},
             },
             "root": {"path": "rootfs", "readonly": true},
+            "hooks": {"startContainer": [
+                {"path": "/bin/x", "args": ["x"], "env": ["A=b"], "timeout": 3},
+            ]},
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/x", "type": "bind", "source": "/y", "options": ["rbind", "ro"]},
@@ -151,6 +142,7 @@ mod tests {
         let create = CreateContainer {
             container: "c".to_owned(),
             config: serde_json::value::to_raw_value(config).expect("JSON"),
+            state: serde_json::value::to_raw_value(&json!({})).expect("JSON"),
             binds: vec![BindMount { mount: 1, is_file: false }],
             stdio: Stdio::Pipes { stdin: None, stdout: None, stderr: None },
         };

@@ -26,6 +26,7 @@ use rustix::fs::{Mode, OFlags, Uid};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::channel::{Channel, Command, Report};
+use super::hooks::Hooks;
 use super::launch::StandardStreams;
 use crate::failure::{During, Failure, clip};
 use crate::process::{ProcessPlan, executable};
@@ -43,6 +44,8 @@ pub struct Program<'a> {
     pub process: &'a ProcessPlan,
     /// The container's filter.
     pub seccomp: Option<&'a Filter>,
+    /// Hooks to run before it.
+    pub hooks: Option<&'a Hooks>,
 }
 
 /// Runs what makes up the process, reports its failure to the agent if there is one, and ends.
@@ -192,9 +195,13 @@ fn null() -> io::Result<OwnedFd> {
     devices::open_checked(root.as_fd(), path, Node::Character(1, 3), OFlags::RDWR)
 }
 
-fn duplicate(source: &OwnedFd, target: libc::c_int) -> io::Result<()> {
+/// Makes a descriptor below 3 a copy of another.
+///
+/// # Errors
+/// As dup2(2).
+pub fn duplicate(source: impl AsFd, target: libc::c_int) -> io::Result<()> {
     // SAFETY: dup2(2) of an open descriptor; nothing in this process owns 0, 1 and 2.
-    check(unsafe { libc::dup2(source.as_raw_fd(), target) })
+    check(unsafe { libc::dup2(source.as_fd().as_raw_fd(), target) })
 }
 
 /// Becomes the user with its capabilities. Gives the capability that is kept for the seccomp filter.
@@ -244,24 +251,46 @@ fn execute(
     environment: &[String],
 ) -> Result<Infallible, Failure> {
     let process = program.process;
-    let strings = |texts: &[String]| -> Result<Vec<CString>, Failure> {
-        let texts = texts.iter().map(|text| CString::new(text.as_bytes()));
-        texts.collect::<Result<_, _>>().during(FailurePhase::Exec, || "process.args, process.env")
-    };
-    let (args, environment) = (strings(&process.args)?, strings(environment)?);
-    let program_path = CString::new(path.as_os_str().as_encoded_bytes())
-        .during(FailurePhase::Exec, || "process.args")?;
-    if let Some(filter) = program.seccomp {
-        filter.install().during(FailurePhase::Process, || "linux.seccomp")?;
+    let field = || "process.args, process.env";
+    let args = c_strings(&process.args).during(FailurePhase::Exec, field)?;
+    let environment = c_strings(environment).during(FailurePhase::Exec, field)?;
+    let program_path = c_string(path).during(FailurePhase::Exec, || "process.args")?;
+    if let Some(hooks) = program.hooks {
+        hooks.start(|| confine(program, kept).map_err(io::Error::other))?;
     }
-    if kept.is_some() {
-        let finished = process.capabilities.finish();
-        finished.during(FailurePhase::Process, || "process.capabilities")?;
-    }
+    confine(program, kept)?;
     match nix::unistd::execve(&program_path, &args, &environment) {
         Ok(never) => match never {},
         Err(errno) => Err(executable::exec_failure(path, errno.into())),
     }
+}
+
+/// Installs the filter and drops the capability that was kept for it.
+fn confine(program: Program<'_>, kept: Option<Cap>) -> Result<(), Failure> {
+    if let Some(filter) = program.seccomp {
+        filter.install().during(FailurePhase::Process, || "linux.seccomp")?;
+    }
+    if kept.is_some() {
+        let finished = program.process.capabilities.finish();
+        finished.during(FailurePhase::Process, || "process.capabilities")?;
+    }
+    Ok(())
+}
+
+/// Texts for execve(2).
+///
+/// # Errors
+/// `InvalidInput` for a null byte.
+pub fn c_strings(texts: &[String]) -> io::Result<Vec<CString>> {
+    Ok(texts.iter().map(|text| CString::new(text.as_bytes())).collect::<Result<_, _>>()?)
+}
+
+/// As [`c_strings`], of a path.
+///
+/// # Errors
+/// As [`c_strings`].
+pub fn c_string(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_encoded_bytes())?)
 }
 
 /// The error of a system call that gives a negative number for one.

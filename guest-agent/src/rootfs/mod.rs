@@ -49,12 +49,16 @@ pub struct Supplies {
     pub bind_devices: bool,
 }
 
-/// Builds the container's tree and makes it the calling process's root. Gives its terminal, if it is
-/// to have one.
+/// Builds the container's tree and makes it the calling process's root; `complete` is called with it
+/// in between. Gives its terminal, if it is to have one.
 ///
 /// # Errors
 /// The first thing that fails, by the field of the configuration that asks for it.
-pub fn enter(plan: &RootfsPlan, supplies: &Supplies) -> Result<Option<Terminal>, Failure> {
+pub fn enter(
+    plan: &RootfsPlan,
+    supplies: &Supplies,
+    complete: impl FnOnce(BorrowedFd<'_>) -> Result<(), Failure>,
+) -> Result<Option<Terminal>, Failure> {
     isolate().during(FailurePhase::Mounts, || "make all mounts private")?;
     let root = supplies.rootfs.as_fd();
     attach_root(supplies).during(FailurePhase::Mounts, || "mount the root file system")?;
@@ -80,6 +84,7 @@ pub fn enter(plan: &RootfsPlan, supplies: &Supplies) -> Result<Option<Terminal>,
     }
     resolve::ensure(root, &plan.cwd, Kind::Directory)
         .during(FailurePhase::Mounts, || format!("process.cwd ({})", plan.cwd.display()))?;
+    complete(root)?;
     for path in &plan.read_only_paths {
         hide::make_read_only(root, path)?;
     }

@@ -159,8 +159,11 @@ impl Guest {
 
     pub fn create(&mut self, config: &Value, binds: Vec<BindMount>, stdio: Stdio) {
         let config = serde_json::value::to_raw_value(config).expect("config");
+        let state = json!({"ociVersion": "1.2.0", "id": "c", "bundle": "/bundle"});
+        let state = serde_json::value::to_raw_value(&state).expect("state");
         let container = "c".to_owned();
-        self.send(&ToAgent::Create(Box::new(CreateContainer { container, config, binds, stdio })));
+        let create = CreateContainer { container, config, state, binds, stdio };
+        self.send(&ToAgent::Create(Box::new(create)));
     }
 
     pub fn start_container(&mut self) {

@@ -113,7 +113,16 @@ fn fields_that_cannot_be_honoured_are_refused_by_name() {
         ("/linux/intelRdt", json!({"closID": "x"}), "linux.intelRdt"),
         ("/process/selinuxLabel", json!("x:y:z"), "process.selinuxLabel"),
         ("/process/apparmorProfile", json!("custom"), "process.apparmorProfile"),
-        ("/hooks", json!({"startContainer": [{"path": "/bin/true"}]}), "hooks.startContainer"),
+        (
+            "/hooks",
+            json!({"startContainer": [{"path": "bin/true"}]}),
+            "hooks.startContainer[0].path",
+        ),
+        (
+            "/hooks",
+            json!({"createContainer": [{"path": "/x", "timeout": 0}]}),
+            "hooks.createContainer[0].timeout",
+        ),
         ("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_NOTIFY"}), "linux.seccomp.default"),
         ("/linux/sysctl", json!({"vm.swappiness": "1"}), "vm.swappiness"),
         ("/linux/rootfsPropagation", json!("upwards"), "linux.rootfsPropagation"),

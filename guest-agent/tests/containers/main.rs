@@ -10,6 +10,7 @@
 mod controlled;
 mod exec;
 mod guest;
+mod hooks;
 #[path = "../../../tests/initramfs/mod.rs"]
 mod initramfs;
 mod lifecycle;

@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use kiln_protocol::{BindMount, CreateContainer, ExitStatus, ToAgent, VERSION};
+use serde_json::value::to_raw_value;
 use tokio::time::Instant;
 
 use super::failure::Failure;
 use super::{Monitor, Step};
+use crate::hooks;
 use crate::initrd;
 use crate::network::Uplinks;
 use crate::process::write_pid;
@@ -142,9 +144,11 @@ impl Monitor {
         activity: &Arc<Activity>,
     ) -> Result<usize, Failure> {
         let stdio = self.tokens.stdio(self.container.terminal);
+        let state = hooks::state_of(&self.record, Status::Creating, None);
         let create = CreateContainer {
             container: self.container.id.clone(),
             config: self.container.config.clone(),
+            state: to_raw_value(&state).context("the container's state")?,
             binds: self
                 .container
                 .binds
