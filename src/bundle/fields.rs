@@ -204,15 +204,20 @@ pub fn check_resources(resources: &Value) -> Result<(), BundleError> {
     refuse(unknown(&RESOURCES, resources, "linux.resources"))
 }
 
-fn refuse(field: Option<String>) -> Result<(), BundleError> {
-    match field {
-        Some(field) => Err(BundleError::field(field, "not supported by kiln: remove it")),
+const UNKNOWN: &str = "not supported by kiln: remove it";
+/// A list of an object's values, in the order of its fields, is as good to the parser.
+const NO_OBJECT: &str = "a list where an object belongs: name its fields";
+
+fn refuse(found: Option<(String, &'static str)>) -> Result<(), BundleError> {
+    match found {
+        Some((field, reason)) => Err(BundleError::field(field, reason)),
         None => Ok(()),
     }
 }
 
-/// The path of the first unknown field below `path`. A null stands for an absent field.
-fn unknown(shape: &Shape, value: &Value, path: &str) -> Option<String> {
+/// The path of the first field below `path` that isn't known, or can't be told, and what is wrong with
+/// it. A null stands for an absent field.
+fn unknown(shape: &Shape, value: &Value, path: &str) -> Option<(String, &'static str)> {
     match (shape, value) {
         (Object(fields), Value::Object(members)) => members.iter().find_map(|(name, member)| {
             let below = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
@@ -221,9 +226,13 @@ fn unknown(shape: &Shape, value: &Value, path: &str) -> Option<String> {
             }
             match fields.iter().find(|(known, _)| known == name) {
                 Some((_, shape)) => unknown(shape, member, &below),
-                None => Some(below),
+                None => Some((below, UNKNOWN)),
             }
         }),
+        (Object(_), Value::Array(_)) => {
+            let path = if path.is_empty() { "config.json" } else { path };
+            Some((path.to_owned(), NO_OBJECT))
+        }
         (List(shape), Value::Array(items)) => items
             .iter()
             .enumerate()

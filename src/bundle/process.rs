@@ -54,6 +54,7 @@ impl Program {
         rlimits::check(&json)?;
         // Positions are those of the text.
         let _: Process = serde_json::from_str(&text).map_err(malformed)?;
+        fields::check_process(&json)?;
         for name in ["capabilities", "rlimits"] {
             let given = &json[name];
             if given.is_null() || given.as_array().is_some_and(Vec::is_empty) {
