@@ -6,12 +6,13 @@ LIB     := $(OUT)/lib/kiln
 SHARE   := $(OUT)/share
 export KILN_LIB_DIR := $(CURDIR)/$(LIB)
 
-.PHONY: help build share demo test bench lint kernel setup setup-tests clean
+.PHONY: help build share demo test fuzz bench lint kernel setup setup-tests clean
 
 help:
 	@echo "make build   install what is missing; build the guest kernel, the agent and kiln into $(OUT)/"
 	@echo "make demo    build a real C project and run its tests inside a microVM, then hostile steps"
 	@echo "make test    format, lints, licences and every test"
+	@echo "make fuzz    libFuzzer on every parser of untrusted bytes, ten minutes each"
 	@echo "make bench   start-up, memory, stdio and network figures, against a second command in the same run"
 
 setup:
@@ -52,6 +53,9 @@ lint: setup
 
 test: setup-tests build lint
 	@cargo nextest run --locked --workspace --no-fail-fast
+
+fuzz:
+	@fuzz/run
 
 bench: build
 	@cargo bench --locked --bench start

@@ -5,6 +5,7 @@
 //! * [`transport`]: what carries them: `mmio` to the kvm engine's guest, `vhost_user` to QEMU.
 //! * [`kvm`]: the kvm engine's machine; [`memory`]: its guest's memory.
 //! * [`jail`]: what each process gives up before it reads what a guest wrote.
+//! * `fuzzing`, a feature: what fuzzers call of what is nobody else's business.
 //! * [`config`]: what a vmm process is told when it starts, every resource as an inherited fd.
 //!
 //! # Trust
@@ -15,6 +16,8 @@
 mod borrow;
 pub mod config;
 pub mod emulated;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod jail;
 pub mod kvm;
 mod log_limit;

@@ -16,7 +16,7 @@
 //! A guest that reads or writes where nothing is gets all-ones and is none the wiser; the first
 //! such accesses are logged. Nothing that it does ends another guest or blocks the host's side.
 
-mod boot;
+pub(crate) mod boot;
 mod cpuid;
 mod exits;
 mod host;

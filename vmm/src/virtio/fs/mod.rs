@@ -34,7 +34,7 @@
 mod backend;
 mod confinement;
 mod guarded;
-mod request;
+pub(crate) mod request;
 mod tree;
 
 use std::io;
@@ -54,7 +54,8 @@ use crate::config::{FsConfig, VmmEvent};
 use crate::jail::descriptors;
 use backend::FsBackend;
 use guarded::GuardedFs;
-use tree::{Place, ProcFiles, Share, ShareOptions};
+pub(crate) use tree::ProcFiles;
+use tree::{Place, Share, ShareOptions};
 
 pub use backend::{QUEUE_SIZE, QUEUES};
 pub use confinement::ConfinementError;
@@ -153,10 +154,19 @@ const NAMELESS_PART: u64 = 8;
 
 /// The file system over the tree, which is the process's root by now.
 fn file_system(proc_files: ProcFiles, file_limit: u64) -> io::Result<GuardedFs> {
+    file_system_at("/", proc_files, file_limit)
+}
+
+/// The file system over the directory `root`.
+pub(crate) fn file_system_at(
+    root: &str,
+    proc_files: ProcFiles,
+    file_limit: u64,
+) -> io::Result<GuardedFs> {
     let nameless_limit = file_limit / NAMELESS_PART;
     let fd_directory = proc_files.fd_directory.try_clone()?;
     let library = PassthroughFs::new(PassthroughConfig {
-        root_dir: "/".to_owned(),
+        root_dir: root.to_owned(),
         proc_sfd_rawfd: Some(proc_files.fd_directory),
         proc_mountinfo_rawfd: Some(proc_files.mountinfo),
         ..passthrough_config(file_limit - nameless_limit)
