@@ -89,3 +89,19 @@ fn tasks_in_the_background_are_entered_measured_and_killed() {
         ctr(stage, &["containers", "rm", "c"]);
     });
 }
+
+#[test]
+fn tasks_are_paused_and_listed() {
+    on_stage(|stage| {
+        let _containerd = containerd(stage);
+        stage.ok(&run(&["--detach"], &["c", "sleep", "1000"]));
+        let listed = || ctr(stage, &["tasks", "list"]);
+        ctr(stage, &["tasks", "pause", "c"]);
+        assert!(listed().contains("PAUSED"), "{}", listed());
+        ctr(stage, &["tasks", "resume", "c"]);
+        let pids = ctr(stage, &["tasks", "ps", "c"]);
+        assert!(pids.lines().count() >= 2, "{pids}");
+        ctr(stage, &["tasks", "kill", "--signal", "KILL", "c"]);
+        eventually("the end of the task", || listed().contains("STOPPED"));
+    });
+}

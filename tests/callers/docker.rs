@@ -94,3 +94,19 @@ fn bridged_containers_are_reached_by_published_ports() {
         eventually("an answer", || stage.run(&get).stdout == b"served\n");
     });
 }
+
+#[test]
+fn containers_are_paused_listed_and_updated() {
+    on_stage(|stage| {
+        let _dockerd = dockerd(stage);
+        stage.ok(&run(&["--detach", "--name", "step"], &["sleep", "1000"]));
+        docker(stage, &["pause", "step"]);
+        assert!(docker(stage, &["ps"]).contains("(Paused)"));
+        docker(stage, &["unpause", "step"]);
+        assert!(docker(stage, &["top", "step"]).contains("PID"));
+        docker(stage, &["update", "--pids-limit", "64", "step"]);
+        let limit = ["exec", "step", "cat", "/sys/fs/cgroup/pids.max"];
+        assert_eq!(docker(stage, &limit), "64\n");
+        docker(stage, &["rm", "--force", "step"]);
+    });
+}

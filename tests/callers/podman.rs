@@ -237,3 +237,23 @@ fn files_are_copied_into_and_out_of_running_containers() {
         podman(stage, &["rm", "--force", "--time", "0", "c"]);
     });
 }
+
+#[test]
+fn containers_are_paused_and_go_on() {
+    on_stage(|stage| {
+        stage.for_podman();
+        detach(stage, &[], "while :; do echo tick; sleep 0.1; done");
+        eventually("the first line", || podman(stage, &["logs", "c"]).contains("tick"));
+        podman(stage, &["pause", "c"]);
+        assert_eq!(inspect(stage, ".State.Status"), "paused");
+        // What had been written before may take a moment to arrive.
+        let mut before = String::new();
+        eventually("that nothing is written", || {
+            let now = podman(stage, &["logs", "c"]);
+            std::mem::replace(&mut before, now.clone()) == now
+        });
+        podman(stage, &["unpause", "c"]);
+        eventually("that it goes on", || podman(stage, &["logs", "c"]) != before);
+        podman(stage, &["rm", "--force", "--time", "0", "c"]);
+    });
+}
