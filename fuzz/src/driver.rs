@@ -147,6 +147,8 @@ impl<'d> Driver<'d> {
                 1 => u32::from(input.u16()),
                 _ => u32::from(input.u8()),
             };
+            // A buffer on the rings changes what the device is told.
+            self.tracked &= address >= BUFFERS as u64;
             let mut flags = if number < count { NEXT } else { 0 };
             if kind & 0x20 != 0 {
                 flags |= WRITE;
