@@ -68,6 +68,7 @@ impl Lines<'_> {
     /// Prints what the monitor says, and asks it for figures at each interval, until it has ended.
     fn follow(&self, monitor: BorrowedFd<'_>, interval: Duration) -> anyhow::Result<ExitCode> {
         let mut next = Instant::now() + interval;
+        let mut watching = false;
         loop {
             if wait_until(monitor, next)? {
                 let Some((reply, descriptors)) = packet::receive_with(monitor, MsgFlags::empty())?
@@ -75,13 +76,17 @@ impl Lines<'_> {
                     return Ok(ExitCode::SUCCESS);
                 };
                 match reply {
-                    Reply::Done => {}
+                    Reply::Done => watching = true,
                     Reply::OomKilled => {
                         self.print(&Event { r#type: "oom", id: self.id, data: None })?
                     }
                     Reply::Document => {
                         let document = document::read(descriptors)?;
                         self.print_stats(serde_json::from_str(document.get())?)?;
+                    }
+                    // Of a container that is about to end there are no figures; its end is told next.
+                    Reply::Failed { message, .. } if watching => {
+                        tracing::debug!(message, "no figures for now");
                     }
                     Reply::Failed { message, exit_code } => {
                         return Err(Reported { exit_code, error: message }.into());

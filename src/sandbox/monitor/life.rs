@@ -159,9 +159,12 @@ impl Monitor {
         };
         self.conversation.creating();
         self.tell(&ToAgent::Create(Box::new(create)))?;
-        let outputs = Streams::connect(broker, &stdio)
-            .and_then(|streams| streams.relay(activity, &self.sources.sender()))
-            .context("standard streams")?;
+        let connected = Streams::connect(broker, &stdio)
+            .and_then(|streams| streams.relay(activity, &self.sources.sender()));
+        let outputs = match connected {
+            Ok(outputs) => outputs,
+            Err(error) => return Err(self.explain_refusal(error).await),
+        };
         let deadline = self.deadline(self.deadlines.create);
         loop {
             match self.next(Some(deadline)).await? {
@@ -181,6 +184,7 @@ impl Monitor {
                         show_console: false,
                     });
                 }
+                Step::StreamEnded => self.stream_ends += 1,
                 Step::DeadlinePassed => {
                     let what = "the guest's agent did not set the container up";
                     return Err(self.too_late(what, self.deadlines.create));

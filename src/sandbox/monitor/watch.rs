@@ -316,4 +316,22 @@ impl Monitor {
             }
         }
     }
+
+    /// The guest takes no streams: its agent may be about to say why.
+    pub(super) async fn explain_refusal(&mut self, error: std::io::Error) -> Failure {
+        let deadline = Instant::now() + CAUSE;
+        loop {
+            match self.next(Some(deadline)).await {
+                Err(failure) => return failure,
+                Ok(Step::Said(Progress::Failed { message, exit_code, .. })) => {
+                    return Failure { exit_code, error: anyhow!(message), show_console: false };
+                }
+                Ok(Step::GuestEnded(how)) => return Failure::unasked_end(&how),
+                Ok(Step::DeadlinePassed) => {
+                    return Failure::of_guest(anyhow!(error).context("standard streams"));
+                }
+                Ok(_) => {}
+            }
+        }
+    }
 }
