@@ -12,7 +12,7 @@ use super::header::Header;
 use super::rate::Limit;
 use super::taken::{Shortage, Taken};
 use super::tap::Tap;
-use super::wake::Wait;
+use super::wake::{Wait, wait_for_driver};
 use crate::GuestMemory;
 use crate::config::RateConfig;
 use crate::log_limit::LogLimit;
@@ -176,13 +176,4 @@ impl Receiver {
             tracing::debug!(count, "frame for the guest dropped: {why}");
         }
     }
-}
-
-/// Asks the driver to ring when it brings buffers; `None` if it just has.
-fn wait_for_driver(memory: &GuestMemory, queue: &mut Queue) -> Result<Option<Wait>, String> {
-    if queue.enable_notification(memory).map_err(|e| e.to_string())? {
-        queue.disable_notification(memory).map_err(|e| e.to_string())?;
-        return Ok(None);
-    }
-    Ok(Some(Wait::Driver))
 }

@@ -8,7 +8,7 @@ use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use super::header::{self, Header};
 use super::rate::Limit;
 use super::tap::Tap;
-use super::wake::Wait;
+use super::wake::{Wait, wait_for_driver};
 use crate::GuestMemory;
 use crate::config::RateConfig;
 use crate::log_limit::LogLimit;
@@ -58,11 +58,10 @@ impl Transmitter {
             }
             left -= 1;
             let Some(chain) = queue.iter(memory).map_err(|e| e.to_string())?.next() else {
-                if queue.enable_notification(memory).map_err(|e| e.to_string())? {
-                    queue.disable_notification(memory).map_err(|e| e.to_string())?;
-                    continue;
+                match wait_for_driver(memory, queue)? {
+                    Some(wait) => return Ok((used, wait)),
+                    None => continue,
                 }
-                return Ok((used, Wait::Driver));
             };
             let head = chain.head_index();
             let frame = Buffers::collect(memory, chain).map_err(|e| e.to_string())?.readable;

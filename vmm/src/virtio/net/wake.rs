@@ -9,6 +9,9 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
+use virtio_queue::{Queue, QueueT};
+
+use crate::GuestMemory;
 
 /// What one direction waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,4 +117,16 @@ impl Wake {
         timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time)?;
         Ok(())
     }
+}
+
+/// Asks the driver to ring when it brings buffers; `None` if it just has.
+pub(super) fn wait_for_driver(
+    memory: &GuestMemory,
+    queue: &mut Queue,
+) -> Result<Option<Wait>, String> {
+    if queue.enable_notification(memory).map_err(|e| e.to_string())? {
+        queue.disable_notification(memory).map_err(|e| e.to_string())?;
+        return Ok(None);
+    }
+    Ok(Some(Wait::Driver))
 }
