@@ -26,6 +26,11 @@ impl Failure {
         Self { exit_code: 1, error, show_console: true }
     }
 
+    /// One that the agent has told of, in its own words.
+    pub fn told(message: String, exit_code: u8) -> Self {
+        Self { exit_code, error: anyhow!(message), show_console: false }
+    }
+
     /// A signal that came before there was a process to pass it on to.
     pub fn interrupted(signal: i32) -> Self {
         let name = nix::sys::signal::Signal::try_from(signal).map_or("a signal", |s| s.as_str());

@@ -178,11 +178,7 @@ impl Monitor {
                 }
                 Step::Said(Progress::Failed { message, exit_code, phase }) => {
                     tracing::debug!(?phase, "the agent could not set the container up");
-                    return Err(Failure {
-                        exit_code,
-                        error: anyhow!(message),
-                        show_console: false,
-                    });
+                    return Err(Failure::told(message, exit_code));
                 }
                 Step::StreamEnded => self.stream_ends += 1,
                 Step::DeadlinePassed => {
@@ -213,11 +209,7 @@ impl Monitor {
                 }
                 Step::Said(Progress::Failed { message, exit_code, phase }) => {
                     tracing::debug!(?phase, "the agent could not start the container");
-                    return Err(Failure {
-                        exit_code,
-                        error: anyhow!(message),
-                        show_console: false,
-                    });
+                    return Err(Failure::told(message, exit_code));
                 }
                 Step::StreamEnded => self.stream_ends += 1,
                 Step::DeadlinePassed => {

@@ -303,33 +303,27 @@ impl Monitor {
         if let Some(reason) = reason {
             return Failure::of_guest(anyhow!("the guest's agent broke the protocol: {reason}"));
         }
-        let deadline = Instant::now() + CAUSE;
-        loop {
-            let step = Box::pin(self.next(Some(deadline))).await;
-            match step {
-                Err(failure) => return failure,
-                Ok(Step::GuestEnded(how)) => return Failure::unasked_end(&how),
-                Ok(Step::DeadlinePassed) => {
-                    return Failure::of_guest(anyhow!("the guest's agent closed its connection"));
-                }
-                Ok(_) => {}
-            }
-        }
+        let closed = || Failure::of_guest(anyhow!("the guest's agent closed its connection"));
+        self.hear_cause().await.unwrap_or_else(closed)
     }
 
     /// The guest takes no streams: its agent may be about to say why.
     pub(super) async fn explain_refusal(&mut self, error: std::io::Error) -> Failure {
+        let refused = || Failure::of_guest(anyhow!(error).context("standard streams"));
+        self.hear_cause().await.unwrap_or_else(refused)
+    }
+
+    /// Waits a while for what explains the failure that shows already.
+    async fn hear_cause(&mut self) -> Option<Failure> {
         let deadline = Instant::now() + CAUSE;
         loop {
-            match self.next(Some(deadline)).await {
-                Err(failure) => return failure,
+            match Box::pin(self.next(Some(deadline))).await {
+                Err(failure) => return Some(failure),
                 Ok(Step::Said(Progress::Failed { message, exit_code, .. })) => {
-                    return Failure { exit_code, error: anyhow!(message), show_console: false };
+                    return Some(Failure::told(message, exit_code));
                 }
-                Ok(Step::GuestEnded(how)) => return Failure::unasked_end(&how),
-                Ok(Step::DeadlinePassed) => {
-                    return Failure::of_guest(anyhow!(error).context("standard streams"));
-                }
+                Ok(Step::GuestEnded(how)) => return Some(Failure::unasked_end(&how)),
+                Ok(Step::DeadlinePassed) => return None,
                 Ok(_) => {}
             }
         }
