@@ -11,12 +11,12 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::SigSet;
 use oci_spec::runtime::Hook;
 use serde_json::{Value, json};
 
-use crate::process::{Launch, Process, describe, memory_file};
+use crate::process::{Launch, describe, memory_file};
+use crate::readiness::readable_by;
 use crate::state::{Record, Status};
 
 /// As much of a hook's output as an error shows, in bytes: the last.
@@ -106,7 +106,9 @@ fn execute(hook: &Hook, state: &Value, output: &mut Option<File>) -> io::Result<
     launch.stdio(input.into(), writer()?, writer()?);
     let mut process = launch.spawn_with(|| Ok(SigSet::all().thread_unblock()?))?;
     let limit = hook.timeout().and_then(|seconds| u64::try_from(seconds).ok());
-    if !ends_within(&process, limit.map(Duration::from_secs))? {
+    let deadline =
+        limit.and_then(|seconds| Instant::now().checked_add(Duration::from_secs(seconds)));
+    if !readable_by(process.pidfd(), deadline)? {
         process.kill_group();
         process.wait()?;
         let seconds = limit.unwrap_or_default();
@@ -114,30 +116,6 @@ fn execute(hook: &Hook, state: &Value, output: &mut Option<File>) -> io::Result<
     }
     let status = process.wait()?;
     if status.success() { Ok(()) } else { Err(io::Error::other(describe(status))) }
-}
-
-/// Waits for a process's end.
-fn ends_within(process: &Process, limit: Option<Duration>) -> io::Result<bool> {
-    let deadline = limit.and_then(|limit| Instant::now().checked_add(limit));
-    loop {
-        let timeout = match deadline {
-            None => PollTimeout::NONE,
-            Some(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                // Rounded up, so as not to poll without rest at the end.
-                let left = left.saturating_add(Duration::from_millis(1));
-                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-            }
-        };
-        match poll(&mut [PollFd::new(process.pidfd(), PollFlags::POLLIN)], timeout) {
-            Ok(1..) => return Ok(true),
-            Ok(_) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
-                return Ok(false);
-            }
-            Ok(_) | Err(nix::Error::EINTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 /// The end of a file as text.

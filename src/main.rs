@@ -10,6 +10,7 @@
 //! * [`doctor`]: what this host can do, check by check.
 //! * [`privileges`]: what a caller must be allowed to do.
 //! * [`artefacts`]: where the guest's kernel and agent are found.
+//! * [`readiness`]: waiting for one descriptor.
 //! * [`log`]: log lines and errors in the forms that callers of runc read.
 
 mod artefacts;
@@ -25,6 +26,7 @@ mod network;
 mod place;
 mod privileges;
 mod process;
+mod readiness;
 mod sandbox;
 mod settings;
 mod signal;

@@ -2,13 +2,13 @@
 
 use std::os::fd::{AsFd, AsRawFd};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Global;
 use crate::hooks;
+use crate::readiness::readable_by;
 use crate::state::{self, Monitor, StateDir, StateError, Status};
 
 /// How long a monitor may take to end once it has been killed: the kernel frees its memory.
@@ -73,9 +73,8 @@ pub fn kill(monitor: Monitor) -> anyhow::Result<()> {
     let nothing = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: an open descriptor and plain numbers; a null siginfo is allowed.
     unsafe { libc::syscall(libc::SYS_pidfd_send_signal, number, libc::SIGKILL, nothing, 0) };
-    let timeout = PollTimeout::try_from(END).unwrap_or(PollTimeout::MAX);
-    match poll(&mut [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)], timeout)? {
-        0 => bail!("the sandbox's monitor (process {}) does not end", monitor.pid),
-        _ => Ok(()),
+    if !readable_by(pidfd.as_fd(), Some(Instant::now() + END))? {
+        bail!("the sandbox's monitor (process {}) does not end", monitor.pid);
     }
+    Ok(())
 }

@@ -12,11 +12,11 @@ use kiln_selftest_guests::{Guest, RING_SPEED, RING_TRANSITIONS};
 use kiln_vmm::config::{
     BootConfig, ConsoleConfig, ConsoleKind, Entry, GuestEnd, MachineConfig, VmmConfig, VmmEvent,
 };
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::MsgFlags;
 
 use super::findings::{self, Findings};
 use crate::process::{Launch, memory_file};
+use crate::readiness::readable_by;
 use crate::sandbox::packet;
 
 /// For one guest, which takes milliseconds, or a second where ring 0 is emulated.
@@ -113,7 +113,7 @@ fn run_guest(kvm: &File, guest: Guest) -> Result<(String, GuestEnd), ProbeError>
     let deadline = Instant::now() + DEADLINE;
     let mut console = File::from(OwnedFd::from(console));
     let text = read_until(&mut console, deadline).map_err(host("console"))?;
-    let ended = text.ended && wait(process.pidfd(), deadline).map_err(host("wait"))?;
+    let ended = text.ended && readable_by(process.pidfd(), Some(deadline)).map_err(host("wait"))?;
     let said = String::from_utf8_lossy(&text.bytes).into_owned();
     if !ended {
         process.kill();
@@ -201,27 +201,13 @@ struct Text {
 fn read_until(from: &mut File, deadline: Instant) -> io::Result<Text> {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
-    while bytes.len() < LONGEST_TEXT && wait(from.as_fd(), deadline)? {
+    while bytes.len() < LONGEST_TEXT && readable_by(from.as_fd(), Some(deadline))? {
         match from.read(&mut chunk)? {
             0 => return Ok(Text { bytes, ended: true }),
             count => bytes.extend_from_slice(&chunk[..count]),
         }
     }
     Ok(Text { bytes, ended: false })
-}
-
-/// Waits until a descriptor is readable or closed; false at the deadline.
-fn wait(fd: std::os::fd::BorrowedFd<'_>, deadline: Instant) -> io::Result<bool> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout) {
-            Ok(0) if left.is_zero() => return Ok(false),
-            Ok(0) | Err(nix::Error::EINTR) => {}
-            Ok(_) => return Ok(true),
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 /// Finds out how fast the time stamp counter counts, over the time that the guests take anyway.

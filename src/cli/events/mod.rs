@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use kiln_protocol::Statistics;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::MsgFlags;
 use serde::Serialize;
 
 use self::stats::Stats;
 use super::{Global, Reported, request};
+use crate::readiness::readable_by;
 use crate::sandbox::control::{self, Reply, Request};
 use crate::sandbox::{document, packet};
 use crate::state::{self, Status};
@@ -70,7 +70,7 @@ impl Lines<'_> {
         let mut next = Instant::now() + interval;
         let mut watching = false;
         loop {
-            if wait_until(monitor, next)? {
+            if readable_by(monitor, Some(next))? {
                 let Some((reply, descriptors)) = packet::receive_with(monitor, MsgFlags::empty())?
                 else {
                     return Ok(ExitCode::SUCCESS);
@@ -110,21 +110,6 @@ impl Lines<'_> {
         serde_json::to_writer(&mut out, event)?;
         writeln!(out)?;
         Ok(out.flush()?)
-    }
-}
-
-/// Whether the socket is readable before a time.
-fn wait_until(socket: BorrowedFd<'_>, time: Instant) -> io::Result<bool> {
-    loop {
-        let left = time.saturating_duration_since(Instant::now());
-        // Rounded up, so as not to come back before the time.
-        let milliseconds = left.as_millis().saturating_add(1).min(i32::MAX as u128);
-        let timeout = PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(socket, PollFlags::POLLIN)], timeout) {
-            Err(nix::Error::EINTR) => {}
-            Ok(0) if Instant::now() < time => {}
-            other => return Ok(other? > 0),
-        }
     }
 }
 
