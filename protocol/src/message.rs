@@ -190,6 +190,17 @@ pub enum ExitStatus {
     Signal(u8),
 }
 
+impl ExitStatus {
+    /// The status that a shell gives: 128 and the number for a signal.
+    #[must_use]
+    pub fn in_shell(self) -> u8 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => signal.saturating_add(128),
+        }
+    }
+}
+
 /// Everything the agent needs to set a container up.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

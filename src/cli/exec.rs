@@ -19,11 +19,8 @@ use crate::bundle::{Changes, Program};
 use crate::process::{Launch, describe};
 use crate::sandbox::ProxyConfig;
 use crate::sandbox::client::{Client, Ending};
-use crate::sandbox::control::{self, Request};
+use crate::sandbox::control::{self, EXEC_REFUSED, Request};
 use crate::state::{self, Container, Status};
-
-/// The status of an exec that can't be begun.
-const FAILED: u8 = 255;
 
 /// Options of `kiln exec`.
 #[derive(Debug, clap::Args)]
@@ -107,7 +104,7 @@ fn parse_user(text: &str) -> Result<User, String> {
 pub fn run(global: &Global, exec: Exec) -> anyhow::Result<ExitCode> {
     let ending = execute(global, exec).map_err(|error| {
         let error = format!("exec failed: {error:#}");
-        Reported { exit_code: FAILED, error }
+        Reported { exit_code: EXEC_REFUSED, error }
     })?;
     match ending {
         Ending::Released => Ok(ExitCode::SUCCESS),
@@ -123,7 +120,7 @@ pub fn run(global: &Global, exec: Exec) -> anyhow::Result<ExitCode> {
             Some(Ok(exit_code)) => Ok(ExitCode::from(exit_code)),
             _ => {
                 let error = format!("exec failed: its process {} too early", describe(status));
-                Err(Reported { exit_code: FAILED, error }.into())
+                Err(Reported { exit_code: EXEC_REFUSED, error }.into())
             }
         },
     }

@@ -7,21 +7,13 @@ use std::process::ExitStatus;
 
 use anyhow::{Context, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::MsgFlags;
 
-use super::events::forwarded_signals;
+use super::events::watched_signals;
 use super::{FromCommand, FromMonitor, Occasion, Outcome, packet};
 use crate::process::{Launch, Process, describe};
 use crate::terminal;
-
-/// The signals that a command takes in by itself: those it passes on, and changes of its terminal.
-fn handled() -> SigSet {
-    let mut signals = forwarded_signals();
-    signals.add(Signal::SIGWINCH);
-    signals
-}
 
 /// Runs the hooks of an occasion; the number is the monitor's process id.
 type Hooks = Box<dyn Fn(Occasion, u32) -> anyhow::Result<()>>;
@@ -50,7 +42,7 @@ impl Client {
     /// # Errors
     /// No descriptors are left.
     pub fn new() -> io::Result<(Self, OwnedFd)> {
-        let signals = handled();
+        let signals = watched_signals(true);
         signals.thread_block()?;
         let signals =
             SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
@@ -84,7 +76,7 @@ impl Client {
     /// It can't be started, or a hook failed.
     pub fn stand_by(self, launch: Launch) -> anyhow::Result<Ending> {
         // The terminal's signals reach the whole process group; the process looks at who sent them.
-        let blocked = handled();
+        let blocked = watched_signals(true);
         let mut process = launch.spawn_with(move || Ok(blocked.thread_block()?))?;
         loop {
             match self.wait(&mut process)? {

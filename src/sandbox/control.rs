@@ -32,6 +32,9 @@ use crate::state::Container;
 /// The socket's name in the state directory.
 pub const NAME: &str = "control";
 
+/// The status of a command whose exec can't be begun, as runc has it.
+pub const EXEC_REFUSED: u8 = 255;
+
 /// What a command asks of the monitor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

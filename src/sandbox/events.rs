@@ -283,7 +283,7 @@ async fn report_messages(decoder: &mut Decoder, sender: &Sender<Event>) -> Resul
 
 /// The signals that are passed on to a container: every one that can be, but those that are about
 /// the process that gets them.
-pub fn forwarded_signals() -> SigSet {
+fn forwarded_signals() -> SigSet {
     let own = [
         Signal::SIGKILL,
         Signal::SIGSTOP,
@@ -304,6 +304,16 @@ pub fn forwarded_signals() -> SigSet {
         Signal::SIGCONT,
     ];
     Signal::iterator().filter(|signal| !own.contains(signal)).collect()
+}
+
+/// The signals that are taken in: the forwarded ones, and with a terminal of one's own the changes of
+/// its size.
+pub fn watched_signals(with_size: bool) -> SigSet {
+    let mut signals = forwarded_signals();
+    if with_size {
+        signals.add(Signal::SIGWINCH);
+    }
+    signals
 }
 
 /// Makes a second descriptor of a process's pidfd.

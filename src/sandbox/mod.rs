@@ -36,6 +36,7 @@ mod readable;
 mod stdio;
 pub mod tail;
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use kiln_protocol::WindowSize;
@@ -226,4 +227,19 @@ pub struct Outcome {
     pub error: Option<String>,
     /// What the container's user should know although kiln did its part.
     pub notice: Option<String>,
+}
+
+impl Outcome {
+    /// Tells the command that waits for it; if there is none any more, the log.
+    fn report(self, command: Option<&OwnedFd>) {
+        if let Some(notice) = &self.notice {
+            tracing::warn!("{notice}");
+        }
+        if let Some(command) = command {
+            // If it's gone there is nobody to tell.
+            let _ = packet::send_message(command.as_fd(), &FromMonitor::Ended(self));
+        } else if let Some(error) = self.error {
+            tracing::error!("{error}");
+        }
+    }
 }

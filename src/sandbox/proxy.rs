@@ -17,17 +17,17 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
-use kiln_protocol::{ExitStatus, WindowSize};
+use kiln_protocol::WindowSize;
 use kiln_vmm::config::InheritedFd;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::SigSet;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc::Receiver;
 use tokio::task::LocalSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::control::{Exec, Reply, Request};
-use super::events::{self, Event, forwarded_signals, second};
+use super::control::{EXEC_REFUSED, Exec, Reply, Request};
+use super::events::{self, Event, second, watched_signals};
 use super::stdio::{Activity, Drain, QUIET, Streams};
 use super::{FromCommand, FromMonitor, Outcome, document, packet};
 use crate::cgroup::Cgroup;
@@ -35,9 +35,6 @@ use crate::place;
 use crate::process::write_pid;
 use crate::state::Monitor;
 use crate::terminal;
-
-/// The status of a command whose exec can't be begun, as runc has it.
-const FAILED: u8 = 255;
 
 /// What a proxy is told.
 #[derive(Debug, Serialize, Deserialize)]
@@ -91,7 +88,7 @@ pub unsafe fn run(config: ProxyConfig) -> anyhow::Result<ExitCode> {
             Err(failure) => failure,
         };
         let exit_code = outcome.exit_code;
-        proxy.report(outcome);
+        outcome.report(proxy.command.as_ref());
         anyhow::Ok(exit_code)
     })?;
     // Threads that wait for standard input go with the process.
@@ -105,15 +102,6 @@ fn join(config: &ProxyConfig) {
     if let Err(error) = joined {
         tracing::warn!("the process that stands for an exec is not where callers look: {error:#}");
     }
-}
-
-/// The signals that a proxy hears of. One that leads a session hears of its terminal's size too.
-fn watched_signals(detached: bool) -> SigSet {
-    let mut signals = forwarded_signals();
-    if detached {
-        signals.add(Signal::SIGWINCH);
-    }
-    signals
 }
 
 struct Proxy {
@@ -164,10 +152,7 @@ impl Proxy {
                 Step::Replied(Reply::Started, _) => self.announce().map_err(failed)?,
                 Step::Replied(Reply::Ended(status), _) => {
                     self.drain().await?;
-                    return Ok(match status {
-                        ExitStatus::Code(code) => code,
-                        ExitStatus::Signal(signal) => signal.saturating_add(128),
-                    });
+                    return Ok(status.in_shell());
                 }
                 Step::Replied(Reply::Failed { message, exit_code }, _) => {
                     return Err(Outcome { exit_code, error: Some(message), notice: None });
@@ -259,18 +244,8 @@ impl Proxy {
         // A monitor that has ended shows by its connection.
         let _ = packet::send_with(self.monitor.as_fd(), &message, &[]);
     }
-
-    /// Tells the command how it ended; if there is none any more, the log.
-    fn report(&self, outcome: Outcome) {
-        if let Some(command) = &self.command {
-            // If it's gone there is nobody to tell.
-            let _ = packet::send_message(command.as_fd(), &FromMonitor::Ended(outcome));
-        } else if let Some(error) = outcome.error {
-            tracing::error!("{error}");
-        }
-    }
 }
 
 fn failed(error: anyhow::Error) -> Outcome {
-    Outcome { exit_code: FAILED, error: Some(format!("{error:#}")), notice: None }
+    Outcome { exit_code: EXEC_REFUSED, error: Some(format!("{error:#}")), notice: None }
 }

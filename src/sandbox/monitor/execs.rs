@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::failure::Failure;
 use super::{Monitor, Step};
-use crate::sandbox::control::{self, Asker, Reply};
+use crate::sandbox::control::{self, Asker, EXEC_REFUSED, Reply};
 use crate::sandbox::conversation::Progress;
 use crate::sandbox::stdio::{QUIET, Streams};
 use crate::sandbox::{FromCommand, document};
@@ -24,9 +24,6 @@ use crate::state::Status;
 /// The most execs at once: as many as the guest's connections suffice for, three each beside the
 /// container's own.
 const MAX_EXECS: usize = (MAX_CONNECTIONS - 4) / 3;
-
-/// The status of a command whose exec can't be begun, as runc has it.
-const REFUSED: u8 = 255;
 
 /// Execs that are not forgotten.
 #[derive(Debug, Default)]
@@ -76,7 +73,7 @@ impl Monitor {
         proxy: Asker,
     ) {
         let refuse = |error: anyhow::Error| {
-            proxy.answer(&Reply::Failed { message: format!("{error:#}"), exit_code: REFUSED });
+            proxy.answer(&Reply::Failed { message: format!("{error:#}"), exit_code: EXEC_REFUSED });
         };
         let message = match self.prepare_exec(id, how, descriptors) {
             Ok(message) => message,
@@ -140,7 +137,8 @@ impl Monitor {
             Progress::ExecStarted(exec) => (exec, Process::Running, Reply::Started),
             Progress::ExecFailed { exec, message, exit_code } => {
                 // Not found or not executable, as a shell says it; else as runc does.
-                let exit_code = if matches!(exit_code, 126 | 127) { exit_code } else { REFUSED };
+                let exit_code =
+                    if matches!(exit_code, 126 | 127) { exit_code } else { EXEC_REFUSED };
                 (exec, Process::Over, Reply::Failed { message, exit_code })
             }
             Progress::ExecExited { exec, status } => (exec, Process::Over, Reply::Ended(status)),

@@ -276,10 +276,7 @@ impl Monitor {
             self.note_oom_at_end()?;
         }
         tracing::info!(?status, oom_killed, "the container has ended");
-        let status = match status {
-            ExitStatus::Code(code) => code,
-            ExitStatus::Signal(signal) => 128 + signal,
-        };
+        let status = status.in_shell();
         self.exit_status = Some(status);
         self.oom_killed |= oom_killed;
         Ok(status)

@@ -25,7 +25,6 @@ use anyhow::{Context, anyhow};
 use kiln_protocol::frame::encode;
 use kiln_protocol::{MAX_TO_AGENT, ToAgent, WindowSize};
 use kiln_vmm::config::GuestEnd;
-use nix::sys::signal::{SigSet, Signal};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
@@ -37,7 +36,7 @@ use self::questions::Questions;
 use super::broker::Broker;
 use super::control::{self, Asker};
 use super::conversation::{Conversation, Progress};
-use super::events::{self, Event, Sources, forwarded_signals};
+use super::events::{self, Event, Sources, watched_signals};
 use super::machine::{Machine, Role};
 use super::phases::{Phase, Timeline};
 use super::stdio::Tokens;
@@ -75,7 +74,7 @@ pub unsafe fn run(mut config: MonitorConfig) -> anyhow::Result<ExitCode> {
     // SAFETY: as above.
     let namespaces = unsafe { take_namespaces(&config.namespaces) };
     let state = StateDir::inherit(config.state.0.clone(), lock).context("state directory")?;
-    watched_signals(config.mode).thread_block()?;
+    watched_signals(config.mode != Mode::Attached).thread_block()?;
     let origin = Origin::here()?;
     let outside = network::namespace().context("/proc/self/ns/net")?;
     // The one moment at which the process has one thread, and nothing that lives in a namespace.
@@ -93,7 +92,7 @@ pub unsafe fn run(mut config: MonitorConfig) -> anyhow::Result<ExitCode> {
         let mut outcome = monitor.outcome(result).await;
         monitor.clean_up(&mut outcome);
         let exit_code = outcome.exit_code;
-        monitor.report(outcome);
+        outcome.report(monitor.command.as_ref());
         anyhow::Ok(exit_code)
     })?;
     // Threads that wait for standard input go with the process.
@@ -126,15 +125,6 @@ unsafe fn take_namespaces(configs: &[NamespaceConfig]) -> Vec<Namespace> {
         existing: config.existing.map(|fd| unsafe { fd.take() }),
     };
     configs.iter().map(take).collect()
-}
-
-/// The signals that a monitor hears of. One that leads a session hears of its terminal's size too.
-fn watched_signals(mode: Mode) -> SigSet {
-    let mut signals = forwarded_signals();
-    if mode != Mode::Attached {
-        signals.add(Signal::SIGWINCH);
-    }
-    signals
 }
 
 fn second(fd: &OwnedFd) -> std::io::Result<OwnedFd> {
@@ -227,7 +217,7 @@ impl Monitor {
         let (sources, events) = events::open();
         sources.watch_command(second(&command)?)?;
         let leads_session = config.mode != Mode::Attached;
-        sources.watch_signals(&watched_signals(config.mode), leads_session)?;
+        sources.watch_signals(&watched_signals(leads_session), leads_session)?;
         sources.watch_commands(state.listen(control::NAME).context("control socket")?)?;
         let mut record = config.record;
         record.annotations.remove(OOM_KILLED);
@@ -374,19 +364,6 @@ impl Monitor {
         if let Some(command) = self.command.take() {
             // A command that has gone by now has been told by the pid file and the state.
             let _ = packet::send_message(command.as_fd(), &FromMonitor::Reached);
-        }
-    }
-
-    /// Tells the command how it ended; if there is none any more, the log.
-    fn report(&self, outcome: Outcome) {
-        if let Some(notice) = &outcome.notice {
-            tracing::warn!("{notice}");
-        }
-        if let Some(command) = &self.command {
-            // If it's gone there is nobody to tell.
-            let _ = packet::send_message(command.as_fd(), &FromMonitor::Ended(outcome));
-        } else if let Some(error) = outcome.error {
-            tracing::error!("{error}");
         }
     }
 
