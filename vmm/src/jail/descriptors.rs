@@ -75,6 +75,9 @@ fn null_unlisted_standard_streams(kept: &[RawFd]) -> Result<(), JailError> {
 }
 
 fn verify(kept: &[RawFd]) -> Result<(), JailError> {
+    if counted()? == Some(kept.len()) {
+        return Ok(());
+    }
     const STEP: &str = "list /proc/self/fd";
     // The listing's own descriptor is the only other one, and closed by the time its name is read.
     let open: Vec<RawFd> = fs::read_dir("/proc/self/fd")
@@ -92,6 +95,14 @@ fn verify(kept: &[RawFd]) -> Result<(), JailError> {
         }
     }
     Ok(())
+}
+
+/// How many descriptors are open, which kernels from 6.2 on give as the size of `/proc/self/fd`
+/// (Documentation/filesystems/proc.rst); all of `kept` are, so that as many are those. To list them
+/// makes an inode for each.
+fn counted() -> Result<Option<usize>, JailError> {
+    let size = fs::metadata("/proc/self/fd").during("look at /proc/self/fd")?.len();
+    Ok(usize::try_from(size).ok().filter(|&count| count > 0))
 }
 
 #[cfg(test)]

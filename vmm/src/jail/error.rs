@@ -17,7 +17,7 @@ pub enum JailError {
     },
     /// Privileges belong to threads, so a process enters its jail before it has a second one.
     #[error("a process with {0} threads can't be jailed: it enters its jail before it starts any")]
-    Threads(usize),
+    Threads(u64),
     /// A descriptor that the jail is to keep is not there.
     #[error("file descriptor {0} is to be kept in the jail but isn't open")]
     NotOpen(RawFd),
