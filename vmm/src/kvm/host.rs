@@ -13,6 +13,6 @@ use super::KvmError;
 pub fn check_host(kvm: OwnedFd) -> Result<i32, KvmError> {
     // SAFETY: the descriptor is owned, and handed over.
     let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
-    super::machine::check(&kvm)?;
+    super::vm::check(&kvm)?;
     Ok(kvm.get_api_version())
 }

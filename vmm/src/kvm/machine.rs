@@ -1,23 +1,23 @@
 //! A machine: made, given devices and a kernel, and run to its guest's end.
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use kvm_bindings::{KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
-use rustix::event::{PollFd, PollFlags, poll};
-use vm_memory::{Address, GuestMemory as _, GuestMemoryRegion};
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::cpuid::Topology;
 use super::kick::{self, Kick};
 use super::ports::Ports;
+use super::resident;
 use super::serial::{Pump, SerialPort};
 use super::vcpu::{self, Shared};
+use super::vm::{self, Vm};
 use super::{Kernel, KvmError, MAX_CPUS, boot, cpuid, layout, registers};
 use crate::GuestMemory;
 use crate::borrow::borrow_fd;
@@ -36,6 +36,9 @@ pub type ExitHook = Box<dyn FnMut(&mut VcpuFd) -> bool + Send>;
 
 /// How long the end of a machine waits for the reader of its console.
 const CONSOLE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// For how long a guest is starting.
+const START: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 
 /// How often the thread that serves the console is interrupted until it ends.
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(1);
@@ -144,37 +147,6 @@ impl Bus {
         if let Some(count) = self.nowhere.admit() {
             tracing::warn!(count, "guest {what} {address:#x}, where nothing is");
         }
-    }
-}
-
-/// A VM of KVM's with its interrupt controllers: what a machine begins with.
-///
-/// Creating it starts work in the kernel that goes on for milliseconds and that giving memory to the
-/// VM waits for: it comes first, before the process jails itself.
-pub struct Vm {
-    kvm: Kvm,
-    fd: VmFd,
-    tsc_deadline: bool,
-}
-
-impl Vm {
-    /// Creates one of `/dev/kvm`, opened.
-    ///
-    /// # Errors
-    /// A host that can't give what it takes.
-    pub fn create(kvm: OwnedFd) -> Result<Self, KvmError> {
-        // SAFETY: the descriptor is owned, and handed over.
-        let kvm = unsafe { Kvm::from_raw_fd(kvm.into_raw_fd()) };
-        check(&kvm)?;
-        let fd = kvm.create_vm().map_err(KvmError::ioctl("create a VM"))?;
-        let tsc_deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-        add_interrupt_controllers(&fd, !tsc_deadline)?;
-        Ok(Self { kvm, fd, tsc_deadline })
-    }
-
-    /// The descriptors that a machine is made with: `/dev/kvm`'s and the VM's.
-    pub fn descriptors(&self) -> [RawFd; 2] {
-        [self.kvm.as_raw_fd(), self.fd.as_raw_fd()]
     }
 }
 
@@ -325,8 +297,9 @@ impl Machine {
             ended,
         });
         let serial = self.pump.map(|pump| SerialThread::start(pump, &shared)).transpose()?;
-        // As late as can be: KVM answers this only when it has finished what creating the VM began.
-        add_memory(&self.vm, &shared.memory)?;
+        // As late as can be: KVM answers this only when it has finished what the interrupt
+        // controllers began.
+        vm::add_memory(&self.vm, &shared.memory)?;
         // Declared before the processors: what they wait for outlives them.
         let workers = self.workers;
         let mut processors = Processors { shared: shared.clone(), threads: Vec::new() };
@@ -343,6 +316,8 @@ impl Machine {
         if let (Some(mut serial), Ok(Wakeup::Ended)) = (serial, &waited) {
             serial.patience = CONSOLE_PATIENCE;
         }
+        // Before the memory: KVM would look for each page of it that goes.
+        drop(self.vm);
         match waited? {
             Wakeup::Ended => lock(&shared.end).take().ok_or(KvmError::Stopped),
             Wakeup::Stopped => Err(KvmError::Stopped),
@@ -424,14 +399,20 @@ enum Wakeup {
     Stopped,
 }
 
-/// Waits for the guest's end or for being told to stop.
+/// Waits for the guest's end or for being told to stop. A guest that takes its time lives beside a
+/// smaller process.
 fn wait(ended: &EventFd, stop: &EventFd, until: Until<'_>) -> Result<Wakeup, KvmError> {
+    let mut start = Some(START);
     loop {
         let (ended, stop) = (borrow_fd(ended), borrow_fd(stop));
         let mut fds = vec![PollFd::from_borrowed_fd(ended, PollFlags::IN)];
         fds.push(PollFd::from_borrowed_fd(stop, PollFlags::IN));
         fds.extend(until.polled());
-        match poll(&mut fds, None) {
+        match poll(&mut fds, start.as_ref()) {
+            Ok(0) => {
+                resident::release_program();
+                start = None;
+            }
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(KvmError::host("wait for the guest")(e)),
         }
@@ -442,56 +423,6 @@ fn wait(ended: &EventFd, stop: &EventFd, until: Until<'_>) -> Result<Wakeup, Kvm
             return Ok(Wakeup::Stopped);
         }
     }
-}
-
-pub(super) fn check(kvm: &Kvm) -> Result<(), KvmError> {
-    let version = kvm.get_api_version();
-    if version != KVM_API_VERSION as i32 {
-        return Err(KvmError::Unsupported(format!(
-            "it speaks version {version} of the API, kiln speaks {KVM_API_VERSION}"
-        )));
-    }
-    let needed = [
-        (Cap::Irqchip, "in-kernel interrupt controllers"),
-        (Cap::Ioeventfd, "ioeventfd"),
-        (Cap::Irqfd, "irqfd"),
-        (Cap::ImmediateExit, "immediate_exit"),
-    ];
-    match needed.into_iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
-        Some((_, name)) => Err(KvmError::Unsupported(format!("it lacks {name}"))),
-        None => Ok(()),
-    }
-}
-
-fn add_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), KvmError> {
-    for (slot, region) in memory.iter().enumerate() {
-        let slot = kvm_userspace_memory_region {
-            slot: slot as u32,
-            flags: 0,
-            guest_phys_addr: region.start_addr().raw_value(),
-            memory_size: region.len(),
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: the mapping is as long as the slot says and outlives the VM: a machine holds
-        // both, and its threads hold the memory until they are gone.
-        unsafe { vm.set_user_memory_region(slot) }
-            .map_err(KvmError::ioctl("give guest memory to the VM"))?;
-    }
-    Ok(())
-}
-
-/// The interrupt controllers, and the interval timer where kernels need it as their clock: with a
-/// deadline timer in each local APIC and kvmclock they don't.
-fn add_interrupt_controllers(vm: &VmFd, interval_timer: bool) -> Result<(), KvmError> {
-    vm.set_tss_address(layout::KVM_TSS).map_err(KvmError::ioctl("place KVM's task state"))?;
-    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
-        .map_err(KvmError::ioctl("place KVM's identity map"))?;
-    vm.create_irq_chip().map_err(KvmError::ioctl("create the interrupt controllers"))?;
-    if interval_timer {
-        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        vm.create_pit2(config).map_err(KvmError::ioctl("create the interval timer"))?;
-    }
-    Ok(())
 }
 
 fn create_vcpus(kvm: &Kvm, vm: &VmFd, topology: Topology) -> Result<Vec<VcpuFd>, KvmError> {

@@ -26,16 +26,19 @@ mod machine;
 mod ports;
 mod process;
 mod registers;
+mod resident;
 mod serial;
 mod vcpu;
+mod vm;
 
 #[cfg(test)]
 mod tests;
 
 pub use boot::{BootError, EntryPoint, Kernel};
 pub use host::check_host;
-pub use machine::{DeviceGroup, ExitHook, Machine, Stopper, Until, Vm};
+pub use machine::{DeviceGroup, ExitHook, Machine, Stopper, Until};
 pub use process::{run, run_alone};
+pub use vm::Vm;
 
 /// The most processors that a machine can have.
 pub const MAX_CPUS: u8 = 32;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use rustix::net::SendFlags;
 
-use super::{DeviceGroup, Kernel, KvmError, Machine, Until, Vm};
+use super::{DeviceGroup, Kernel, KvmError, Machine, Until, Vm, resident};
 use crate::config::{
     BootConfig, ConsoleConfig, ConsoleKind, DiskConfig, GuestEnd, InheritedFd, MachineConfig,
     NetConfig, ShareConfig, VmmConfig, VmmEvent, VsockConfig,
@@ -66,6 +66,7 @@ fn enter_and_run(
     supervision: Supervision<'_>,
     running: impl FnOnce(),
 ) -> Result<GuestEnd, KvmError> {
+    resident::share_one_heap();
     let mut descriptors = config.descriptors();
     let vm = Vm::create(take(config.kvm))?;
     descriptors.extend(vm.descriptors());
