@@ -27,6 +27,7 @@ mod start;
 mod state;
 mod update;
 mod usage;
+mod verb;
 mod version;
 mod vm_run;
 
@@ -34,12 +35,14 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser};
 
 use crate::log::{self, LogFormat};
 use crate::process::keep_descriptors_to_oneself;
 
 pub use version::SPEC_VERSION;
+
+use verb::{Verb, Vm, VmVerb};
 
 const PRECEDENCE: &str = "\
 A setting is taken from the first of these that gives it: a flag; an annotation of the bundle \
@@ -123,83 +126,6 @@ pub struct Reported {
     pub error: String,
 }
 
-#[derive(Debug, Subcommand)]
-enum Verb {
-    /// Set a container up to just before its program is executed
-    Create(create::Create),
-    /// Execute the program of a created container
-    Start(start::Start),
-    /// Create and start a container
-    Run(run::Run),
-    /// Execute a further program in a running container
-    Exec(exec::Exec),
-    /// List a container's processes
-    Ps(ps::Ps),
-    /// Have all processes of a container stand still
-    Pause(pause::Pause),
-    /// Let the processes of a paused container go on
-    Resume(resume::Resume),
-    /// Print a container's figures at intervals, and when its memory runs out
-    Events(events::Events),
-    /// Change a container's limits
-    Update(update::Update),
-    /// Print a container's state as JSON
-    State(state::State),
-    /// Send a signal to a container's processes
-    Kill(kill::Kill),
-    /// Remove what is left of a container
-    Delete(delete::Delete),
-    /// List the containers
-    List(list::List),
-    /// Print what kiln honours in a bundle's config.json, as JSON
-    Features(features::Features),
-    /// Not supported
-    #[command(hide = true)]
-    Checkpoint(checkpoint::Anything),
-    /// Not supported
-    #[command(hide = true)]
-    Restore(checkpoint::Anything),
-    /// Write a bundle's config.json
-    Spec(spec::Spec),
-    /// Check what this host can do and say how to mend what it can't
-    Doctor(doctor::Doctor),
-    /// Print a shell's completions
-    Completions(completions::Completions),
-    /// Write the manual pages
-    Man(man::Man),
-    /// Virtual machines without containers
-    #[command(subcommand)]
-    Vm(Vm),
-    /// The process that stands for a sandbox
-    #[command(hide = true)]
-    Monitor(internal::Internal),
-    /// The process that stands for a further program in a container
-    #[command(hide = true)]
-    ExecProxy(internal::Internal),
-    /// The machine of the kvm engine
-    #[command(hide = true)]
-    Vmm(internal::Internal),
-    /// The devices of the emulated engine
-    #[command(hide = true)]
-    Devices(internal::Internal),
-    /// The virtio-fs backend
-    #[command(hide = true)]
-    Fs(internal::Internal),
-}
-
-impl Verb {
-    /// Its process is one that the monitor started, and reads from.
-    fn is_part_of_sandbox(&self) -> bool {
-        matches!(self, Self::Vmm(_) | Self::Devices(_) | Self::Fs(_))
-    }
-}
-
-#[derive(Debug, Subcommand)]
-enum Vm {
-    /// Boot a kernel with its serial console on standard input and output
-    Run(vm_run::VmRun),
-}
-
 /// Parses the command line, runs the verb and reports its error.
 pub fn main() -> ExitCode {
     keep_descriptors_to_oneself();
@@ -255,7 +181,7 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Doctor(doctor) => doctor::run(global, &doctor),
         Verb::Completions(completions) => completions::run(&completions),
         Verb::Man(man) => man::run(&man),
-        Verb::Vm(Vm::Run(vm_run)) => vm_run::run(global, vm_run),
+        Verb::Vm(Vm { verb: VmVerb::Run(vm_run) }) => vm_run::run(global, vm_run),
         Verb::Monitor(config) => internal::monitor(config),
         Verb::ExecProxy(config) => internal::exec_proxy(config),
         Verb::Vmm(config) => internal::vmm(config),
