@@ -55,6 +55,16 @@ const CAPABILITIES: Shape = Object(&[
     ("ambient", Any),
 ]);
 
+const SCHEDULER: Shape = Object(&[
+    ("policy", Any),
+    ("nice", Any),
+    ("priority", Any),
+    ("flags", Any),
+    ("runtime", Any),
+    ("deadline", Any),
+    ("period", Any),
+]);
+
 const PROCESS: Shape = Object(&[
     ("terminal", Any),
     ("consoleSize", Object(&[("height", Any), ("width", Any)])),
@@ -67,6 +77,8 @@ const PROCESS: Shape = Object(&[
     ("noNewPrivileges", Any),
     ("apparmorProfile", Any),
     ("oomScoreAdj", Any),
+    ("scheduler", SCHEDULER),
+    ("ioPriority", Object(&[("class", Any), ("priority", Any)])),
     ("selinuxLabel", Any),
 ]);
 
@@ -151,6 +163,8 @@ const LINUX: Shape = Object(&[
     ("maskedPaths", Any),
     ("readonlyPaths", Any),
     ("mountLabel", Any),
+    ("personality", Object(&[("domain", Any), ("flags", Any)])),
+    ("timeOffsets", Any),
 ]);
 
 const HOOKS: Shape = List(&Object(&[("path", Any), ("args", Any), ("env", Any), ("timeout", Any)]));

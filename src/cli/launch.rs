@@ -1,10 +1,12 @@
 //! What `create` and `run` share: from a bundle and options to a sandbox with its monitor.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::SystemTime;
 
 use anyhow::{Context, anyhow, bail};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
 
 use super::Global;
 use super::console::Console;
@@ -85,6 +87,7 @@ pub fn launch(
     let settings = Settings::load(global.config.as_deref())?;
     let bundle = Bundle::load(&options.bundle)?;
     privileges::check()?;
+    warn_of_no_network(&bundle.spec);
     let guest = Guest::decide(&options, &bundle, &settings)?;
     let cgroup = find_cgroup(global, &bundle, &options.id)?;
     let console = Console {
@@ -110,6 +113,7 @@ pub fn launch(
         cgroup,
         limits: host_limits(&bundle, &guest),
         hostname: bundle.spec.hostname().clone(),
+        oom_score_adj: bundle.spec.process().as_ref().and_then(Process::oom_score_adj),
         namespaces: hand_over(bundle.namespaces, &mut launch),
         container: ContainerConfig {
             id: options.id,
@@ -156,6 +160,20 @@ pub fn launch(
     outcome
 }
 
+/// Says that the network of the host, which a container without a network namespace has under runc,
+/// is not there.
+fn warn_of_no_network(spec: &Spec) {
+    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let is_network = |namespace: &LinuxNamespace| namespace.typ() == LinuxNamespaceType::Network;
+    if !namespaces.into_iter().flatten().any(is_network) {
+        let warning = "linux.namespaces: no network namespace: a guest cannot use the host's \
+                       network, so the container has a loopback interface only";
+        tracing::warn!("{warning}");
+        // Standard error that is closed has no reader to miss it.
+        let _ = writeln!(std::io::stderr(), "kiln: {warning}");
+    }
+}
+
 /// Where the sandbox's cgroup is to be on the host.
 fn find_cgroup(global: &Global, bundle: &Bundle, id: &str) -> anyhow::Result<Wanted> {
     let linux = bundle.spec.linux().as_ref();
@@ -183,11 +201,20 @@ fn hand_over(namespaces: Vec<Namespace>, launch: &mut Launch) -> Vec<NamespaceCo
     namespaces.into_iter().map(hand_over).collect()
 }
 
-/// Refuses `--preserve-fds`.
+/// Refuses `--preserve-fds` and sockets that systemd would have this process listen on,
+/// sd_listen_fds(3).
 ///
 /// # Errors
 /// There are descriptors to be preserved.
 pub fn refuse_descriptors(preserve_fds: u32) -> anyhow::Result<()> {
+    let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
+    let listened = number("LISTEN_FDS").unwrap_or(0);
+    if listened > 0 && number("LISTEN_PID") == Some(std::process::id()) {
+        bail!(
+            "LISTEN_FDS={listened}: a guest cannot be given descriptors of the host: unset it, or \
+             have the container listen for itself"
+        );
+    }
     if preserve_fds > 0 {
         bail!(
             "--preserve-fds={preserve_fds}: a guest cannot be given descriptors of the host: leave \

@@ -6,10 +6,12 @@
 //!
 //! * [`crate::cgroup`]: the cgroup that the bundle names;
 //! * [`namespaces`]: joined where the bundle names one, new where it only asks for one;
+//! * [`oom`]: the score by which the host's OOM killer chooses;
 //! * [`rootfs`]: the container's root file system, once everything is opened and started.
 //!
 //! What a sandbox is isolated by is its machine. None of this is needed for that, so a caller who
 //! may not have it all does without, and is told so in the log.
 
 pub mod namespaces;
+pub mod oom;
 pub mod rootfs;

@@ -1,11 +1,12 @@
 //! The namespaces that a sandbox's processes live in on the host.
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns, unshare};
-use nix::unistd::sethostname;
+use nix::unistd::{gethostname, sethostname};
 
 use crate::bundle::{Namespace, NamespaceKind};
+use crate::sandbox::NamespaceConfig;
 use crate::state::Monitor;
 
 /// Moves the calling process, which has one thread, into the namespaces. A new UTS namespace gets
@@ -36,6 +37,21 @@ pub fn enter(namespaces: Vec<Namespace>, hostname: Option<&str>) -> anyhow::Resu
         sethostname(hostname).with_context(|| format!("hostname: {hostname:?}"))?;
     }
     Ok(())
+}
+
+/// The host name in the UTS namespace that the calling process has joined, if it has joined one.
+///
+/// # Errors
+/// It is no text.
+pub fn hostname_joined(namespaces: &[NamespaceConfig]) -> anyhow::Result<Option<String>> {
+    let is_joined =
+        |config: &NamespaceConfig| config.kind == NamespaceKind::Uts && config.existing.is_some();
+    if !namespaces.iter().any(is_joined) {
+        return Ok(None);
+    }
+    let name = gethostname().context("host name")?;
+    let name = name.into_string().map_err(|name| anyhow!("host name {name:?}: it is no text"))?;
+    Ok(Some(name))
 }
 
 /// Moves the calling process, which has one thread, into the network, IPC, UTS and cgroup namespaces

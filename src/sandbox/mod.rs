@@ -85,6 +85,9 @@ pub struct MonitorConfig {
     pub namespaces: Vec<NamespaceConfig>,
     /// The host name in a new UTS namespace.
     pub hostname: Option<String>,
+    /// How readily the host's OOM killer takes the sandbox's processes, -1000 to 1000; without it as
+    /// the caller.
+    pub oom_score_adj: Option<i32>,
     /// The cgroup of the host to live in.
     pub cgroup: cgroup::Wanted,
     /// Its limits.
@@ -149,6 +152,19 @@ pub struct ContainerConfig {
     /// The container's process has a terminal of this size; it is relayed to standard input and
     /// output.
     pub terminal: Option<WindowSize>,
+}
+
+impl ContainerConfig {
+    /// Gives the container a host name, as its `config.json` does with `hostname`.
+    ///
+    /// # Errors
+    /// `config.json` is no object.
+    pub fn set_hostname(&mut self, name: &str) -> serde_json::Result<()> {
+        let mut config: serde_json::Map<_, _> = serde_json::from_str(self.config.get())?;
+        config.insert("hostname".into(), name.into());
+        self.config = serde_json::value::to_raw_value(&config)?;
+        Ok(())
+    }
 }
 
 /// The machine that a container gets.

@@ -88,7 +88,7 @@ fn verbs_refuse_what_the_state_does_not_allow() {
         "container with given ID already exists",
     );
     succeeds(&stage, &["start", "test"]);
-    refused(&["start", "test"], "cannot start a container in the running state");
+    refused(&["start", "test"], "cannot start an already running container");
     refused(&["delete", "test"], "not stopped: running");
     refused(&["kill", "nosuch"], "does not exist");
     let unknown = kiln(&stage, &["kill", "test", "NOSUCH"]);

@@ -47,7 +47,10 @@ fn set_namespaces(stage: &Stage, namespaces: Value) {
 fn monitor_joins_what_a_path_names_and_makes_the_rest() {
     let holder = Holder::new();
     let stage = Stage::new(&["sleep", "1000"]);
-    stage.edit(|config| config["hostname"] = json!("inside"));
+    stage.edit(|config| {
+        config["hostname"] = json!("inside");
+        config["process"]["oomScoreAdj"] = json!(500);
+    });
     set_namespaces(
         &stage,
         json!([
@@ -59,6 +62,8 @@ fn monitor_joins_what_a_path_names_and_makes_the_rest() {
     let output = create(&stage, &[]);
     assert!(output.status.success(), "{}", errors(&output));
     let pid = stage.state()["pid"].to_string();
+    let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
+    assert_eq!(score.expect("score"), "500\n");
     for kind in ["net", "ipc"] {
         assert_eq!(namespace_of(&pid, kind), namespace_of(holder.0.id(), kind), "{kind}");
     }
@@ -117,4 +122,32 @@ fn path_that_is_no_namespace_is_refused_by_field() {
         assert!(errors.contains("linux.namespaces[1].path") && errors.contains(word), "{errors}");
         assert!(stage.is_clean());
     }
+}
+
+#[test]
+fn host_name_of_a_joined_namespace_is_the_containers() {
+    let holder = Holder::new();
+    let name = |words: &[&str]| {
+        let mut nsenter = Command::new("nsenter");
+        nsenter.args(["--uts", "-t", &holder.0.id().to_string(), "hostname"]).args(words);
+        assert!(nsenter.status().expect("nsenter").success());
+    };
+    name(&["of-the-pod"]);
+    let stage = Stage::new(&["cat", "/proc/sys/kernel/hostname"]);
+    set_namespaces(
+        &stage,
+        json!([{"type": "pid"}, {"type": "mount"}, {"type": "uts", "path": holder.path("uts")}]),
+    );
+    let output = stage.run(&[]).stdin(Stdio::null()).output().expect("kiln");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "of-the-pod\n", "{}", errors(&output));
+    assert!(errors(&output).contains("linux.namespaces: no network namespace"));
+}
+
+#[test]
+fn network_namespace_of_its_own_needs_no_warning() {
+    let stage = Stage::new(&["true"]);
+    set_namespaces(&stage, json!([{"type": "pid"}, {"type": "mount"}, {"type": "network"}]));
+    let output = stage.run(&[]).stdin(Stdio::null()).output().expect("kiln");
+    assert!(output.status.success(), "{}", errors(&output));
+    assert!(!errors(&output).contains("network namespace"), "{}", errors(&output));
 }

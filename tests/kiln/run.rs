@@ -234,3 +234,51 @@ fn runs_in_a_row_leave_the_host_as_it_was() {
     }
     assert_eq!(mounts(), before);
 }
+
+#[test]
+fn scheduling_personality_and_clocks_are_what_the_bundle_says() {
+    let script = "cut -d' ' -f19,41 /proc/self/stat; cat /proc/self/personality; \
+                  cat /proc/self/timens_offsets; cut -d. -f1 /proc/uptime";
+    let stage = Stage::new(&["/bin/busybox", "sh", "-c", &script.replace("cut", "busybox cut")]);
+    stage.edit(|config| {
+        config["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
+        config["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 0});
+        config["linux"]["personality"] = json!({"domain": "LINUX"});
+        config["linux"]["timeOffsets"] = json!({"boottime": {"secs": 1_000_000, "nanosecs": 0}});
+        let namespaces = config["linux"]["namespaces"].as_array_mut().expect("a list");
+        namespaces.push(json!({"type": "time"}));
+    });
+    let output = stage.run(&[]).stdin(Stdio::null()).output().expect("kiln runs");
+    assert!(output.status.success(), "{}", errors(&output));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+    let [scheduling, personality, _, boottime, uptime]: [Vec<&str>; 5] =
+        lines.try_into().unwrap_or_else(|_| panic!("{text}"));
+    // SCHED_BATCH of linux/sched.h.
+    assert_eq!(scheduling, ["5", "3"], "{text}");
+    assert_eq!(personality, ["00000000"], "{text}");
+    assert_eq!(boottime, ["boottime", "1000000", "0"], "{text}");
+    assert!(uptime[0].parse::<u64>().expect("seconds") >= 1_000_000, "{text}");
+}
+
+#[test]
+fn sockets_that_systemd_listens_on_are_refused() {
+    let stage = Stage::new(&["true"]);
+    let kiln = env!("CARGO_BIN_EXE_kiln");
+    let run = |pid: &str| {
+        let script = format!(
+            "LISTEN_FDS=1 LISTEN_PID={pid} exec {kiln} --root {} run -b {} test",
+            stage.root().display(),
+            stage.bundle().display()
+        );
+        let mut sh = std::process::Command::new("sh");
+        sh.args(["-c", &script]).env("KILN_LIB_DIR", "/no/such").stdin(Stdio::null());
+        errors(&sh.output().expect("sh"))
+    };
+    let refused = run("$$");
+    assert!(refused.contains("LISTEN_FDS=1: a guest cannot be given descriptors"), "{refused}");
+    // They are another process's, the engine's that started this one.
+    let passed = run("1");
+    assert!(!passed.contains("LISTEN_FDS") && passed.contains("/no/such"), "{passed}");
+    assert!(stage.is_clean());
+}

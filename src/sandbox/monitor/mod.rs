@@ -111,7 +111,16 @@ fn take_place(
     config.record.cgroup = plan.cgroup().clone();
     state.write(&config.record).context("state.json")?;
     config.record.cgroup = plan.make(&config.limits.standing)?;
-    place::namespaces::enter(namespaces, config.hostname.as_deref())
+    if let Some(score) = config.oom_score_adj {
+        place::oom::take_score(score)?;
+    }
+    place::namespaces::enter(namespaces, config.hostname.as_deref())?;
+    if config.hostname.is_none()
+        && let Some(name) = place::namespaces::hostname_joined(&config.namespaces)?
+    {
+        config.container.set_hostname(&name).context("config.json")?;
+    }
+    Ok(())
 }
 
 /// Takes the namespaces of a configuration over.

@@ -129,10 +129,13 @@ impl Monitor {
                 return Some(Step::StartAsked(asker));
             }
             Request::Start => {
-                let status = self.record.status.name();
-                asker.answer(&Reply::refusal(format!(
-                    "cannot start a container in the {status} state: only a created one"
-                )));
+                let status = match self.record.status {
+                    Status::Running => "an already running container".to_owned(),
+                    status => {
+                        format!("a container in the {} state: only a created one", status.name())
+                    }
+                };
+                asker.answer(&Reply::refusal(format!("cannot start {status}")));
             }
             Request::Signal { signal, all } => asker.answer(&self.signal(signal, all)),
             Request::Process => self.show_process(&asker),
