@@ -46,7 +46,7 @@ pub enum ArtefactError {
         searched: Vec<PathBuf>,
     },
     /// One of the files can't be read.
-    #[error("{what} {}", .path.display())]
+    #[error("{what} {} (install kiln again, or run `make` in its source tree)", .path.display())]
     Unreadable {
         /// Which of them.
         what: &'static str,
@@ -57,7 +57,7 @@ pub enum ArtefactError {
         source: io::Error,
     },
     /// The description isn't one.
-    #[error("kernel description {}", .path.display())]
+    #[error("kernel description {} (install kiln again)", .path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
@@ -66,13 +66,20 @@ pub enum ArtefactError {
         source: serde_json::Error,
     },
     /// The agent doesn't answer as kiln's does.
-    #[error("guest agent {} does not say its version: it is not kiln's", .path.display())]
+    #[error(
+        "guest agent {} does not say its version: it is not kiln's: install kiln again",
+        .path.display()
+    )]
     NotAgent {
         /// The file.
         path: PathBuf,
     },
     /// A file that should be an ELF executable isn't.
-    #[error("{what} {} is not an x86-64 ELF executable", .path.display())]
+    #[error(
+        "{what} {} is not an x86-64 ELF executable: install kiln again, or run `make` in its source \
+         tree",
+        .path.display()
+    )]
     NotElf {
         /// Which of them.
         what: &'static str,

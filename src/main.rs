@@ -11,6 +11,7 @@
 //! * [`privileges`]: what a caller must be allowed to do.
 //! * [`artefacts`]: where the guest's kernel and agent are found.
 //! * [`readiness`]: waiting for one descriptor.
+//! * [`mend`]: what can be done about errors of the host.
 //! * [`log`]: log lines and errors in the forms that callers of runc read.
 
 mod artefacts;
@@ -22,6 +23,7 @@ mod engine;
 mod hooks;
 mod initrd;
 mod log;
+mod mend;
 mod network;
 mod place;
 mod privileges;

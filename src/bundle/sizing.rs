@@ -63,13 +63,19 @@ pub enum SizeError {
         host: usize,
     },
     /// Less memory than a guest starts in.
-    #[error("{asked} MiB of memory asked for: a guest needs at least {MIN_MEMORY_MIB} MiB")]
+    #[error(
+        "{asked} MiB of memory asked for: a guest needs at least {MIN_MEMORY_MIB} MiB (--memory, \
+         io.kiln.memory-mib, memory_mib of the configuration file)"
+    )]
     TooLittleMemory {
         /// What was asked for, in MiB.
         asked: u64,
     },
     /// More memory than there is.
-    #[error("{asked} MiB of memory asked for: this host has {host} MiB")]
+    #[error(
+        "{asked} MiB of memory asked for: this host has {host} MiB: ask for less (--memory, \
+         io.kiln.memory-mib, memory_mib of the configuration file)"
+    )]
     TooMuchMemory {
         /// What was asked for, in MiB.
         asked: u64,

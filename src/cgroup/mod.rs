@@ -110,7 +110,8 @@ impl Plan {
                     "no right to make a cgroup there: the host does not account for this sandbox"
                 ),
                 Err(error) => {
-                    return Err(error).with_context(|| directory.path.display().to_string());
+                    let named = || format!("cgroup {}", directory.path.display());
+                    return Err(error).with_context(named);
                 }
             }
         }
@@ -142,7 +143,8 @@ impl Cgroup {
     /// The kernel refuses, or it is gone.
     pub fn enter(&self) -> anyhow::Result<()> {
         for directory in &self.directories {
-            directory.enter().with_context(|| directory.path.display().to_string())?;
+            let named = || format!("cgroup {}", directory.path.display());
+            directory.enter().with_context(named)?;
         }
         Ok(())
     }

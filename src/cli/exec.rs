@@ -16,6 +16,7 @@ use super::console::Console;
 use super::launch::refuse_descriptors;
 use super::{Global, Reported, request};
 use crate::bundle::{Changes, Program};
+use crate::mend;
 use crate::process::{Launch, describe};
 use crate::sandbox::ProxyConfig;
 use crate::sandbox::client::{Client, Ending};
@@ -103,7 +104,7 @@ fn parse_user(text: &str) -> Result<User, String> {
 /// Executes the program, in the foreground to its end; the exit code is its own.
 pub fn run(global: &Global, exec: Exec) -> anyhow::Result<ExitCode> {
     let ending = execute(global, exec).map_err(|error| {
-        let error = format!("exec failed: {error:#}");
+        let error = mend::append(&format!("exec failed: {error:#}"));
         Reported { exit_code: EXEC_REFUSED, error }
     })?;
     match ending {

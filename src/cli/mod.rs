@@ -38,6 +38,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use crate::log::{self, LogFormat};
+use crate::mend;
 use crate::process::keep_descriptors_to_oneself;
 
 pub use version::SPEC_VERSION;
@@ -145,8 +146,18 @@ pub fn main() -> ExitCode {
     match dispatch(arguments) {
         Ok(code) => code,
         Err(error) => {
-            log.report(&format!("{error:#}"));
-            error.downcast_ref::<Reported>().map_or(ExitCode::FAILURE, |e| e.exit_code.into())
+            let message = format!("{error:#}");
+            match error.downcast_ref::<Reported>() {
+                // It has been explained where it came about.
+                Some(reported) => {
+                    log.report(&message);
+                    reported.exit_code.into()
+                }
+                None => {
+                    log.report(&mend::append(&message));
+                    ExitCode::FAILURE
+                }
+            }
         }
     }
 }

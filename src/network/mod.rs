@@ -71,7 +71,9 @@ pub enum NetworkError {
         reason: &'static str,
     },
     /// More than a guest takes.
-    #[error("the network namespace has more than {limit} {what}: a guest takes no more")]
+    #[error(
+        "the network namespace has more than {limit} {what}: a guest takes no more: remove some"
+    )]
     TooMany {
         /// Of what.
         what: &'static str,
@@ -79,7 +81,7 @@ pub enum NetworkError {
         limit: usize,
     },
     /// No tap can be made.
-    #[error("tap interface: {what}: {source}")]
+    #[error("tap interface: {what}: {source} (`kiln doctor` checks /dev/net/tun)")]
     Tap {
         /// What failed.
         what: &'static str,

@@ -65,7 +65,11 @@ impl Client {
             Ending::Released => Ok(None),
             Ending::Outcome(outcome) => Ok(Some(outcome)),
             Ending::Died(status) => {
-                bail!("the sandbox's monitor {} without an outcome", describe(status))
+                bail!(
+                    "the sandbox's monitor {} without an outcome: if nobody killed it, the host's \
+                     kernel did for want of memory (see dmesg)",
+                    describe(status)
+                )
             }
         }
     }

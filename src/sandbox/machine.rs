@@ -24,6 +24,7 @@ use kiln_vmm::virtio::vsock::broker::Broker;
 
 use super::events::{Sources, second};
 use super::{ContainerConfig, Engine, GuestConfig, packet};
+use crate::engine::device;
 use crate::network::Device;
 use crate::process::{Launch, Process, memory_file};
 use crate::state::StateDir;
@@ -121,13 +122,15 @@ pub fn start(parts: Parts<'_>) -> anyhow::Result<(Machine, Broker)> {
     let mut machine = Machine::default();
     let emulated = parts.guest.engine == Engine::Emulated;
     let clock = emulated.then(Meter::begin).flatten();
-    let jail = identity::allocate()?;
+    let jail = identity::allocate().context("the machine's user")?;
     let (broker, device_broker) = Broker::pair().context("vsock broker")?;
     let share = start_fs(&parts, &mut machine).context("file system process")?;
     let vsock = Vsock { broker: device_broker, jail };
     match parts.guest.engine {
         Engine::Kvm => start_vmm(parts, share, vsock, &mut machine).context("machine process")?,
-        Engine::Emulated => start_qemu(parts, share, vsock, clock, &mut machine)?,
+        Engine::Emulated => {
+            start_qemu(parts, share, vsock, clock, &mut machine).context("emulated engine")?
+        }
     }
     Ok((machine, broker))
 }
@@ -265,21 +268,7 @@ fn start_vmm(
 /// # Errors
 /// With the mend.
 pub fn open_kvm() -> anyhow::Result<File> {
-    const PATH: &str = "/dev/kvm";
-    let error = match File::options().read(true).write(true).open(PATH) {
-        Ok(file) => return Ok(file),
-        Err(error) => error,
-    };
-    match error.kind() {
-        io::ErrorKind::NotFound => bail!(
-            "{PATH} does not exist: load the kvm module and switch virtualisation on in the \
-             firmware, or use --engine emulated"
-        ),
-        io::ErrorKind::PermissionDenied => {
-            bail!("no permission to open {PATH}: join its group, or use --engine emulated")
-        }
-        _ => Err(error).context(PATH),
-    }
+    device::open().context("kvm engine (--engine emulated runs without it, slowly)")
 }
 
 fn start_qemu(
@@ -371,8 +360,8 @@ pub fn find_program(named: &Path) -> anyhow::Result<PathBuf> {
     match candidates.into_iter().find(|path| path.is_file()) {
         Some(path) => path.canonicalize().with_context(|| path.display().to_string()),
         None => bail!(
-            "the emulated engine needs QEMU, and {} is not found: install qemu-system-x86, or name \
-             it with `qemu` in the configuration file",
+            "there is no QEMU at {}: install qemu-system-x86, or name it with `qemu` in the \
+             configuration file",
             named.display()
         ),
     }

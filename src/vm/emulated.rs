@@ -14,6 +14,7 @@ use kiln_vmm::emulated::qemu;
 use super::console::{Console, show};
 use super::wait::{First, Signals};
 use super::{Disk, End, Machine};
+use crate::mend;
 use crate::process::{Launch, Process, describe};
 use crate::sandbox::machine::{find_program, readable_by_all, spawn_qemu};
 use crate::sandbox::packet;
@@ -85,7 +86,11 @@ pub fn run(machine: Machine, host: &Host<'_>) -> anyhow::Result<End> {
             let text = errors.text();
             let messages: Vec<_> = qemu::messages(&text).map(tail::printable).collect();
             let said = if messages.is_empty() { errors.lines() } else { messages };
-            bail!("QEMU {}\n  {}", describe(status), said.join("\n  "))
+            let said = format!("QEMU {}\n  {}", describe(status), said.join("\n  "));
+            match mend::of(&said) {
+                Some(mend) => bail!(mend::extend_first_line(&said, &format!(": {mend}"))),
+                None => bail!(said),
+            }
         }
     }
 }

@@ -44,7 +44,7 @@ pub fn run_here(machine: Machine, host: Host) -> anyhow::Result<End> {
     match unsafe { run_alone(config, signals.as_fd()) } {
         Ok(how) => Ok(End::Guest(how)),
         Err(KvmError::Stopped) => Ok(End::Interrupted(signals.taken()?)),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(anyhow::Error::new(error).context("machine")),
     }
 }
 
@@ -79,7 +79,7 @@ pub fn run_beside(machine: Machine, host: Host, options: &[OsString]) -> anyhow:
             }
             Some(VmmEvent::Failed { message }) => {
                 process.wait()?;
-                bail!(message)
+                bail!("machine process: {message}")
             }
             None => bail!("machine process {}", describe(process.wait()?)),
         }

@@ -152,7 +152,46 @@ fn missing_qemu() {
     let output = command.output().expect("runs");
     assert_eq!(output.status.code(), Some(1));
     let errors = errors(&output);
-    assert!(errors.contains("/no/such/qemu") && errors.contains("install"), "{errors}");
+    for word in ["/no/such/qemu", "last phase reached: host set-up", "install qemu-system-x86"] {
+        assert!(errors.contains(word), "{word:?} is missing in: {errors}");
+    }
+    assert!(stage.is_clean());
+}
+
+#[test]
+fn no_memory_for_the_guest() {
+    let stage = Stage::new(&["true"]);
+    let lib = dummy_artefacts(&stage);
+    let run = stage.run(&["--memory", "2000"]);
+    let mut command = std::process::Command::new("sh");
+    // In KiB: enough for QEMU, not for the guest.
+    command.args(["-c", "ulimit -v 1500000; exec \"$@\"", "sh"]).arg(run.get_program());
+    command.args(run.get_args()).env("KILN_LIB_DIR", lib);
+    let output = command.output().expect("kiln runs");
+    let errors = errors(&output);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    for word in [
+        "QEMU exited with status 1; last phase reached: boot; ",
+        "give the guest less (--memory",
+        "Cannot allocate memory",
+    ] {
+        assert!(errors.contains(word), "{word:?} is missing in: {errors}");
+    }
+    assert!(stage.is_clean());
+}
+
+#[test]
+fn no_permission_for_kvm() {
+    let stage = Stage::new(&["true"]);
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_kiln"));
+    command.args(["vm", "run", "--engine", "kvm", "--kernel", env!("CARGO_BIN_EXE_kiln")]);
+    let output = command.uid(65534).gid(65534).output().expect("kiln runs");
+    let errors = errors(&output);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    for word in ["kiln: kvm engine", "--engine emulated", "no permission to open /dev/kvm"] {
+        assert!(errors.contains(word), "{word:?} is missing in: {errors}");
+    }
+    assert!(errors.contains("usermod -aG") || errors.contains("setfacl"), "{errors}");
     assert!(stage.is_clean());
 }
 

@@ -187,7 +187,11 @@ fn agent_that_does_not_answer_is_given_up_with_the_console() {
     let output = command.output().expect("kiln runs");
     assert_eq!(output.status.code(), Some(1));
     let errors = errors(&output);
-    for word in ["did not answer within 12 s", "last phase reached: boot", "console:\n  "] {
+    for word in [
+        "the guest's agent did not answer within 12 s; last phase reached: boot; ",
+        "raise agent_deadline in the configuration file",
+        "console:\n  ",
+    ] {
         assert!(errors.contains(word), "{word:?} is missing in: {errors}");
     }
     assert!(stage.is_clean());
@@ -219,6 +223,26 @@ fn nothing_is_left_when_the_monitor_is_killed() {
     assert!(errors(&output).contains("killed by SIGKILL"), "{}", errors(&output));
     assert!(stage.is_clean());
     eventually("the end of every process", || processes_of(&stage).is_empty());
+}
+
+#[test]
+fn machine_that_loses_a_process_says_which_and_when() {
+    let stage = Stage::new(&["sh", "-c", "echo ready; sleep 1000"]);
+    let mut child =
+        stage.run(&[]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("kiln runs");
+    wait_for_line(&mut child, "ready");
+    let is_fs = |pid: &i32| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "kiln-fs\n")
+    };
+    let processes = processes_of(&stage);
+    let fs_process = *processes.iter().find(|pid| is_fs(pid)).expect("kiln fs");
+    let fs_process = nix::unistd::Pid::from_raw(fs_process);
+    nix::sys::signal::kill(fs_process, nix::sys::signal::Signal::SIGKILL).expect("killed");
+    let output = child.wait_with_output().expect("ends");
+    assert_eq!(output.status.code(), Some(1));
+    let expected = "kiln: file system process was killed by SIGKILL; last phase reached: step; the host's kernel";
+    assert!(errors(&output).starts_with(expected), "{}", errors(&output));
+    assert!(stage.is_clean());
 }
 
 #[test]

@@ -118,8 +118,7 @@ pub enum Breach {
     Impossible(&'static str),
     /// An agent of another version.
     #[error(
-        "the guest's agent (version {version}) speaks protocol {theirs}, this kiln speaks {VERSION}: \
-         install kiln and its agent together"
+        "the guest's agent (version {version}) speaks protocol {theirs}, this kiln speaks {VERSION}"
     )]
     Version {
         /// The agent's protocol version.

@@ -26,6 +26,10 @@ use crate::sandbox::stdio::{Activity, Drain, QUIET, Streams};
 use crate::sandbox::{Mode, Occasion};
 use crate::state::Status;
 
+/// What can be done about an agent that is slow with a container.
+const MORE_TIME: &str = "its console may say what keeps it; for a slow host raise create_deadline in \
+                         the configuration file";
+
 impl Monitor {
     /// Runs the container to its end; gives the status to exit with.
     pub(super) async fn live(&mut self, kernel: OwnedFd, agent: OwnedFd) -> Result<u8, Failure> {
@@ -51,7 +55,8 @@ impl Monitor {
             Some(Asked::Over(status)) => status,
             Some(Asked::Start(asker)) => {
                 let started = self.start_and_announce().await;
-                asker.answer(&reply_to_start(&started));
+                let reply = self.reply_to_start(&started).await;
+                asker.answer(&reply);
                 started?;
                 self.run_to_exit().await?
             }
@@ -110,7 +115,7 @@ impl Monitor {
         };
         let (machine, broker) = machine::start(parts)?;
         self.machine = machine;
-        let broker = Rc::new(Broker::new(broker)?);
+        let broker = Rc::new(Broker::new(broker).context("vsock broker")?);
         self.sources.watch_broker(Rc::clone(&broker));
         self.broker = Some(Rc::clone(&broker));
         Ok(broker)
@@ -127,8 +132,10 @@ impl Monitor {
                     break;
                 }
                 Step::DeadlinePassed => {
-                    let seconds = self.deadlines.agent;
-                    return Err(self.too_late("the guest's agent did not answer", seconds));
+                    return Err(too_late("answer", self.deadlines.agent).with_mend(
+                        "its console may say what keeps the guest; for a slow host raise \
+                         agent_deadline in the configuration file",
+                    ));
                 }
                 Step::GuestEnded(how) => return Err(Failure::unasked_end(&how)),
                 _ => {}
@@ -177,13 +184,12 @@ impl Monitor {
                     return Ok(outputs);
                 }
                 Step::Said(Progress::Failed { message, exit_code, phase }) => {
-                    tracing::debug!(?phase, "the agent could not set the container up");
-                    return Err(Failure::told(message, exit_code));
+                    return Err(Failure::told(message, exit_code, phase));
                 }
                 Step::StreamEnded => self.stream_ends += 1,
                 Step::DeadlinePassed => {
-                    let what = "the guest's agent did not set the container up";
-                    return Err(self.too_late(what, self.deadlines.create));
+                    return Err(too_late("set the container up", self.deadlines.create)
+                        .with_mend(MORE_TIME));
                 }
                 Step::GuestEnded(how) => return Err(Failure::unasked_end(&how)),
                 _ => {}
@@ -208,13 +214,13 @@ impl Monitor {
                     return Ok(());
                 }
                 Step::Said(Progress::Failed { message, exit_code, phase }) => {
-                    tracing::debug!(?phase, "the agent could not start the container");
-                    return Err(Failure::told(message, exit_code));
+                    return Err(Failure::told(message, exit_code, phase));
                 }
                 Step::StreamEnded => self.stream_ends += 1,
                 Step::DeadlinePassed => {
-                    let what = "the guest's agent did not start the container";
-                    return Err(self.too_late(what, self.deadlines.create));
+                    return Err(
+                        too_late("start the container", self.deadlines.create).with_mend(MORE_TIME)
+                    );
                 }
                 Step::GuestEnded(how) => return Err(Failure::unasked_end(&how)),
                 _ => {}
@@ -328,25 +334,25 @@ impl Monitor {
         Instant::now() + Duration::from_secs(seconds)
     }
 
-    fn too_late(&self, what: &str, seconds: u64) -> Failure {
-        let phase = self.timeline.current().name();
-        Failure::of_guest(anyhow!("{what} within {seconds} s; last phase reached: {phase}"))
+    async fn reply_to_start(&mut self, started: &Result<(), Failure>) -> Reply {
+        match started {
+            Ok(()) => Reply::Done,
+            Err(failure) => {
+                let message = self.explain(failure).await;
+                Reply::Failed { message, exit_code: failure.exit_code }
+            }
+        }
     }
+}
+
+fn too_late(what: &str, seconds: u64) -> Failure {
+    Failure::of_guest(anyhow!("the guest's agent did not {what} within {seconds} s"))
 }
 
 /// What ends the wait for a start.
 enum Asked {
     Start(Asker),
     Over(u8),
-}
-
-fn reply_to_start(started: &Result<(), Failure>) -> Reply {
-    match started {
-        Ok(()) => Reply::Done,
-        Err(failure) => {
-            Reply::Failed { message: format!("{:#}", failure.error), exit_code: failure.exit_code }
-        }
-    }
 }
 
 fn welcome() -> anyhow::Result<ToAgent> {

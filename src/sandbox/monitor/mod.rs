@@ -5,12 +5,14 @@
 //! * [`execs`]: further programs in the container.
 //! * [`questions`]: what the agent answers to later commands.
 //! * [`memory`]: what happens when the container's memory runs out.
+//! * [`outcome`]: what the command is told in the end.
 //! * [`failure`]: why a container didn't run to its own end.
 
 mod execs;
 mod failure;
 mod life;
 mod memory;
+mod outcome;
 mod questions;
 mod watch;
 
@@ -293,49 +295,6 @@ impl Monitor {
     fn tell(&self, message: &ToAgent) -> Result<(), Failure> {
         let agent = self.agent.as_ref().context("the guest's agent is not connected")?;
         Ok(agent.send(message)?)
-    }
-
-    /// What the command is told.
-    async fn outcome(&mut self, result: Result<u8, Failure>) -> Outcome {
-        let failure = match result {
-            Ok(exit_code) => {
-                let notice = (self.oom_killed && exit_code != 0).then(|| self.out_of_memory());
-                return Outcome { exit_code, error: None, notice };
-            }
-            Err(failure) => failure,
-        };
-        let mut message = format!("{:#}", failure.error);
-        if failure.show_console {
-            self.hear_last_words().await;
-            let lines = self.console.lines();
-            if lines.is_empty() {
-                message.push_str("\nthe guest's console is empty");
-            } else {
-                message.push_str("\nlast lines of the guest's console:");
-            }
-            for line in lines {
-                message.push_str("\n  ");
-                message.push_str(&line);
-            }
-        }
-        Outcome { exit_code: failure.exit_code, error: Some(message), notice: None }
-    }
-
-    /// What a container that failed after the guest's kernel had killed processes of it should know.
-    fn out_of_memory(&self) -> String {
-        let (whose, mend) = match self.container.memory_limit {
-            Some(limit) => (
-                format!("the step's memory limit of {} MiB was reached", limit.div_ceil(1 << 20)),
-                "raise linux.resources.memory.limit",
-            ),
-            None => (
-                format!("the guest's memory of {} MiB was full", self.guest.memory_mib),
-                "set linux.resources.memory.limit, or --memory",
-            ),
-        };
-        format!(
-            "{whose}, and the guest's kernel killed processes of the step: if it needs more, {mend}"
-        )
     }
 
     /// Whether the container is to be deleted by a later command: it is kept, and its set-up, which

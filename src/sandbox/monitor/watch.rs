@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -31,6 +32,10 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 /// How long is waited for the cause, once the agent's connection is lost.
 const CAUSE: Duration = Duration::from_secs(2);
 
+/// What can be done about a process that was killed.
+const KILLED: &str = "the host's kernel kills where memory is short (see dmesg, and memory.events of \
+                      the sandbox's cgroup): give the guest less memory, or its cgroup more";
+
 /// Signals that end a process that has no use for them.
 const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
@@ -57,8 +62,8 @@ impl Monitor {
         match event {
             Event::AgentConnected(stream) => return Ok(Some(Step::Connected(stream))),
             Event::AgentSaid(message) => {
-                let heard = self.conversation.hear(message).map_err(anyhow::Error::new);
-                return self.heard(heard.map_err(Failure::of_guest)?);
+                let heard = self.conversation.hear(message);
+                return self.heard(heard.map_err(breach)?);
             }
             Event::AgentGone(_) if self.ending => {}
             Event::AgentGone(reason) => return Err(self.explain_loss(reason).await),
@@ -68,8 +73,10 @@ impl Monitor {
             }
             Event::Vmm(_, VmmEvent::Ended { .. }) => {}
             Event::Vmm(role, VmmEvent::Failed { message }) => {
-                let error = anyhow!("{}: {}", role.name(), tail::printable_lines(&message));
-                return Err(Failure::of_guest(error));
+                let message = tail::printable_lines(&message);
+                let mut lines = message.lines().map(str::to_owned);
+                let error = anyhow!("{}: {}", role.name(), lines.next().unwrap_or_default());
+                return Err(Failure::of_guest(error).with_details(lines.collect()));
             }
             Event::ProcessEnded(role) => return self.process_ended(role).await,
             Event::BrokerFailed(error) if !self.ending => {
@@ -86,7 +93,7 @@ impl Monitor {
             Event::CommandGone if self.command.is_none() => {}
             Event::CommandGone => {
                 self.orphaned = true;
-                return Err(anyhow!("the command that started the sandbox has ended").into());
+                return Err(Failure::orphaned());
             }
             Event::Asked { request, descriptors, asker } => {
                 return Ok(self.asked(request, descriptors, asker));
@@ -103,7 +110,11 @@ impl Monitor {
             Event::Monitor(_) => {}
             Event::KillOverdue if self.set_up => {
                 let why = "the guest did not end the container after SIGKILL: it is switched off";
-                return Err(Failure { exit_code: 128 + 9, ..Failure::of_guest(anyhow!(why)) });
+                let failure = Failure::of_guest(anyhow!(why)).with_exit_code(128 + 9);
+                return Err(failure.with_mend(
+                    "its kernel or agent hangs: its console may say why; for a slow host raise \
+                     shutdown_deadline in the configuration file",
+                ));
             }
             Event::KillOverdue => {}
             Event::StreamEnded => return Ok(Some(Step::StreamEnded)),
@@ -269,12 +280,19 @@ impl Monitor {
         if self.ending {
             return Ok(role.is_machine().then_some(Step::GuestEnded(GuestEnd::Shutdown)));
         }
-        let mut message = format!("{} {}", role.name(), describe(status));
-        for line in errors.map(Tail::lines).unwrap_or_default() {
-            message.push_str("\n  ");
-            message.push_str(&line);
+        let failure = Failure::of_guest(anyhow!("{} {}", role.name(), describe(status)))
+            .with_details(errors.map(Tail::lines).unwrap_or_default());
+        // Whoever serves the machine ends in peace when that has gone: it has a cause of its own.
+        if status.success()
+            && !role.is_machine()
+            && let Some(cause) = self.hear_cause().await
+        {
+            return Err(cause);
         }
-        Err(Failure::of_guest(anyhow!(message)))
+        Err(match status.signal() {
+            Some(libc::SIGKILL) => failure.with_mend(KILLED),
+            _ => failure,
+        })
     }
 
     /// Takes in what has been written to consoles and standard errors by now.
@@ -304,9 +322,13 @@ impl Monitor {
     /// The agent's connection is lost: that is rarely the cause.
     async fn explain_loss(&mut self, reason: Option<String>) -> Failure {
         if let Some(reason) = reason {
-            return Failure::of_guest(anyhow!("the guest's agent broke the protocol: {reason}"));
+            return breach(anyhow!("the guest's agent broke the protocol: {reason}"));
         }
-        let closed = || Failure::of_guest(anyhow!("the guest's agent closed its connection"));
+        let closed = || {
+            Failure::of_guest(anyhow!("the guest's agent closed its connection")).with_mend(
+                "its console may say why; give the guest more memory (--memory) if it speaks of that",
+            )
+        };
         self.hear_cause().await.unwrap_or_else(closed)
     }
 
@@ -322,8 +344,8 @@ impl Monitor {
         loop {
             match Box::pin(self.next(Some(deadline))).await {
                 Err(failure) => return Some(failure),
-                Ok(Step::Said(Progress::Failed { message, exit_code, .. })) => {
-                    return Some(Failure::told(message, exit_code));
+                Ok(Step::Said(Progress::Failed { message, exit_code, phase })) => {
+                    return Some(Failure::told(message, exit_code, phase));
                 }
                 Ok(Step::GuestEnded(how)) => return Some(Failure::unasked_end(&how)),
                 Ok(Step::DeadlinePassed) => return None,
@@ -331,4 +353,11 @@ impl Monitor {
             }
         }
     }
+}
+
+/// An agent that does not keep to the protocol. The host is none the worse for it.
+fn breach(error: impl Into<anyhow::Error>) -> Failure {
+    Failure::of_guest(error.into()).with_mend(
+        "install kiln and its agent together; if they are, the step may have taken its guest over",
+    )
 }

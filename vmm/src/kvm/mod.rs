@@ -53,7 +53,10 @@ pub enum KvmError {
     #[error("{0} vCPUs: it must be between 1 and {MAX_CPUS}")]
     Cpus(u8),
     /// More devices than a machine has interrupt lines for.
-    #[error("more than {max} virtio devices", max = layout::MAX_DEVICES)]
+    #[error(
+        "more than {max} virtio devices: have fewer disks and network interfaces",
+        max = layout::MAX_DEVICES
+    )]
     TooManyDevices,
     /// A call to KVM failed.
     #[error("cannot {what}")]

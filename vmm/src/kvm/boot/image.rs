@@ -33,10 +33,12 @@ pub enum ImageError {
     #[error("it is a bzImage; give the uncompressed vmlinux of the same build instead")]
     BzImage,
     /// Something else.
-    #[error("it is not an ELF file")]
+    #[error("it is not an ELF file; give an uncompressed vmlinux")]
     NotElf,
     /// An ELF for another processor.
-    #[error("it is not an ELF for 64-bit x86 (class {class}, machine {machine})")]
+    #[error(
+        "it is not an ELF for 64-bit x86 (class {class}, machine {machine}); give an x86-64 vmlinux"
+    )]
     OtherMachine {
         /// `EI_CLASS`.
         class: u8,
@@ -44,7 +46,7 @@ pub enum ImageError {
         machine: u16,
     },
     /// Its program headers can't be right.
-    #[error("its ELF headers are damaged: {0}")]
+    #[error("its ELF headers are damaged: {0}; build or copy it again")]
     Damaged(&'static str),
     /// A segment lies where a guest has no memory to load it.
     #[error(

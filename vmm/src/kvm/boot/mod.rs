@@ -81,7 +81,11 @@ pub enum BootError {
         memory_end: u64,
     },
     /// The command line is too long.
-    #[error("command line: its {0} bytes, devices included, are more than the kernel's limit of {max}", max = layout::CMDLINE_MAX - 1)]
+    #[error(
+        "command line: its {0} bytes, devices included, are more than the kernel's limit of {max}; \
+         shorten it (kernel_args of the configuration file, --cmdline)",
+        max = layout::CMDLINE_MAX - 1
+    )]
     CmdlineTooLong(usize),
     /// The command line holds what no command line can.
     #[error("command line: it holds a NUL byte")]
@@ -205,7 +209,8 @@ mod tests {
         let error = write_cmdline(&memory, &"x".repeat(2048)).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "command line: its 2048 bytes, devices included, are more than the kernel's limit of 2047"
+            "command line: its 2048 bytes, devices included, are more than the kernel's limit of \
+             2047; shorten it (kernel_args of the configuration file, --cmdline)"
         );
         assert!(matches!(write_cmdline(&memory, "a\0b"), Err(BootError::CmdlineNul)));
     }
