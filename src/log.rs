@@ -11,6 +11,7 @@ use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use serde_json::Value;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::field::MakeExt;
@@ -119,7 +120,7 @@ where
             let extensions = span.extensions();
             let Some(recorded) = extensions.get::<FormattedFields<N>>() else { continue };
             let pairs = recorded.split('\n').filter_map(|pair| pair.split_once('='));
-            fields.extend(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())));
+            fields.extend(pairs.map(|(key, value)| (key.to_owned(), value.into())));
         }
         fields.append(&mut collected.fields);
         let level = *event.metadata().level();
@@ -130,15 +131,31 @@ where
 #[derive(Default)]
 struct Collected {
     message: String,
-    fields: Vec<(String, String)>,
+    fields: Vec<(String, Value)>,
 }
 
 impl Visit for Collected {
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
             "message" => self.message = value.to_owned(),
-            name => self.fields.push((name.to_owned(), value.to_owned())),
+            name => self.fields.push((name.to_owned(), value.into())),
         }
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.fields.push((field.name().to_owned(), value.into()));
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.fields.push((field.name().to_owned(), value.into()));
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.fields.push((field.name().to_owned(), value.into()));
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.fields.push((field.name().to_owned(), value.into()));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
@@ -151,7 +168,7 @@ fn format_line(
     format: LogFormat,
     level: Level,
     message: &str,
-    fields: &[(String, String)],
+    fields: &[(String, Value)],
 ) -> String {
     let level = match level {
         Level::ERROR => "error",
@@ -161,16 +178,18 @@ fn format_line(
     };
     let time = rfc3339(SystemTime::now());
     let pairs = [("level", level), ("msg", message), ("time", &time)]
+        .map(|(key, value)| (key.to_owned(), Value::from(value)))
         .into_iter()
-        .chain(fields.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+        .chain(fields.iter().cloned());
     match format {
-        LogFormat::Json => {
-            let object: serde_json::Map<_, _> =
-                pairs.map(|(key, value)| (key.to_owned(), value.into())).collect();
-            format!("{}\n", serde_json::Value::Object(object))
-        }
+        LogFormat::Json => format!("{}\n", Value::Object(pairs.collect())),
         LogFormat::Text => {
-            let text: Vec<_> = pairs.map(|(key, value)| format!("{key}={value:?}")).collect();
+            let text: Vec<_> = pairs
+                .map(|(key, value)| match value {
+                    Value::String(text) => format!("{key}={text:?}"),
+                    number => format!("{key}={number}"),
+                })
+                .collect();
             format!("{}\n", text.join(" "))
         }
     }
@@ -220,10 +239,20 @@ mod tests {
     #[test]
     fn json_lines_have_what_containerd_reads() {
         let line = format_line(LogFormat::Json, Level::ERROR, "no \"rootfs\"", &[]);
-        let value: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        let value: Value = serde_json::from_str(&line).expect("JSON");
         assert_eq!(value["level"], "error");
         assert_eq!(value["msg"], "no \"rootfs\"");
         assert!(value["time"].as_str().is_some_and(|time| time.ends_with('Z')));
+    }
+
+    #[test]
+    fn numbers_are_numbers_in_both_forms() {
+        let fields = [("phase".to_owned(), "boot".into()), ("duration_ms".to_owned(), 1.5.into())];
+        let line = format_line(LogFormat::Json, Level::INFO, "phase has ended", &fields);
+        let value: Value = serde_json::from_str(&line).expect("JSON");
+        assert_eq!((&value["phase"], &value["duration_ms"]), (&"boot".into(), &1.5.into()));
+        let line = format_line(LogFormat::Text, Level::INFO, "phase has ended", &fields);
+        assert!(line.ends_with("phase=\"boot\" duration_ms=1.5\n"), "{line}");
     }
 
     #[test]

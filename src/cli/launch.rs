@@ -19,6 +19,7 @@ use crate::log::rfc3339;
 use crate::privileges;
 use crate::process::Launch;
 use crate::sandbox::client::Client;
+use crate::sandbox::trace::Trace;
 use crate::sandbox::{
     ContainerConfig, Deadlines, Engine, GuestConfig, Mode, MonitorConfig, NamespaceConfig,
     Occasion, Outcome, phases,
@@ -50,6 +51,9 @@ pub struct Options {
     /// Write how long each phase took to this file, as JSON, once the sandbox has ended
     #[arg(long, value_name = "FILE")]
     timings: Option<PathBuf>,
+    /// Write what happens and when to this file until the sandbox has ended, for Perfetto or Chrome
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Accepted for compatibility: the container pivots inside its guest
     #[arg(long)]
     no_pivot: bool,
@@ -84,11 +88,12 @@ pub fn launch(
     let started_ns = u64::try_from(phases::now().as_nanos())?;
     refuse_descriptors(options.preserve_fds)?;
     bundle::validate_id(&options.id).map_err(|error| anyhow!(error))?;
+    let mut trace = begin_trace(&options)?;
     let settings = Settings::load(global.config.as_deref())?;
-    let bundle = Bundle::load(&options.bundle)?;
+    let bundle = trace.timed("bundle", || Bundle::load(&options.bundle))?;
     privileges::check()?;
     warn_of_no_network(&bundle.spec);
-    let guest = Guest::decide(&options, &bundle, &settings)?;
+    let guest = trace.timed("engine and size", || Guest::decide(&options, &bundle, &settings))?;
     let cgroup = find_cgroup(global, &bundle, &options.id)?;
     let console = Console {
         wanted: bundle.terminal(),
@@ -98,8 +103,8 @@ pub fn launch(
     let terminal = console.size(bundle.spec.process().as_ref())?;
     let artefacts = Artefacts::find(global.lib_dir.as_deref().or(settings.lib_dir.as_deref()))?;
     let (kernel, agent) = (artefacts.open_kernel()?, artefacts.open_agent()?);
-    let state = StateDir::create(&global.root, &options.id)?;
-    bundle.make_mountpoints().context("root.path")?;
+    let state = trace.timed("state directory", || StateDir::create(&global.root, &options.id))?;
+    trace.timed("mount points", || bundle.make_mountpoints()).context("root.path")?;
 
     let record = describe(&options.id, &bundle, guest.engine, purpose.keep);
     let (mut client, command) = Client::new()?;
@@ -142,6 +147,7 @@ pub fn launch(
         command: launch.give(command),
         pid_file: options.pid_file.map(std::path::absolute).transpose()?,
         timings: options.timings.map(std::path::absolute).transpose()?,
+        trace: trace.hand_over().map(|file| launch.give(file)),
         debug: global.debug,
         started_ns,
     };
@@ -172,6 +178,13 @@ fn warn_of_no_network(spec: &Spec) {
         // Standard error that is closed has no reader to miss it.
         let _ = writeln!(std::io::stderr(), "kiln: {warning}");
     }
+}
+
+fn begin_trace(options: &Options) -> anyhow::Result<Trace> {
+    let path = options.trace.as_deref();
+    Trace::create(path, "kiln").with_context(|| {
+        format!("--trace {}", path.map(|path| path.display().to_string()).unwrap_or_default())
+    })
 }
 
 /// Where the sandbox's cgroup is to be on the host.

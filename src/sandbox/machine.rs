@@ -8,6 +8,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use kiln_protocol::{CONTROL_PORT, SHARE_TAG};
@@ -21,9 +22,11 @@ use kiln_vmm::emulated::qemu;
 use kiln_vmm::jail::foreign::Foreign;
 use kiln_vmm::jail::{identity, sandbox_limits};
 use kiln_vmm::virtio::vsock::broker::Broker;
+use serde_json::json;
 
 use super::events::{Sources, second};
-use super::{ContainerConfig, Engine, GuestConfig, packet};
+use super::trace::{Trace, Track};
+use super::{ContainerConfig, Engine, GuestConfig, packet, phases};
 use crate::engine::device;
 use crate::network::Device;
 use crate::process::{Launch, Process, memory_file};
@@ -68,28 +71,56 @@ impl Role {
 /// A machine's processes. They are killed when this is dropped, the machine first.
 #[derive(Debug, Default)]
 pub struct Machine {
-    processes: Vec<(Role, Process)>,
+    processes: Vec<Member>,
+}
+
+/// A process of a machine.
+#[derive(Debug)]
+struct Member {
+    role: Role,
+    process: Process,
+    /// When it was started, by `CLOCK_MONOTONIC`.
+    begun: Duration,
+    /// When its end was noticed.
+    ended: Option<Duration>,
 }
 
 impl Machine {
     /// The process of a role.
     pub fn process(&mut self, role: Role) -> Option<&mut Process> {
-        self.processes.iter_mut().find(|(r, _)| *r == role).map(|(_, process)| process)
+        self.processes.iter_mut().find(|member| member.role == role).map(|m| &mut m.process)
     }
 
-    /// The guest ends the moment that this is called, if it hasn't.
-    pub fn kill(&mut self) {
-        for (_, process) in &mut self.processes {
-            process.kill();
+    /// Notes that the process of a role has ended.
+    pub fn ended(&mut self, role: Role) {
+        let member = self.processes.iter_mut().find(|member| member.role == role);
+        if let Some(member) = member.filter(|member| member.ended.is_none()) {
+            member.ended = Some(phases::now());
         }
-        self.processes.clear();
+    }
+
+    /// The guest ends the moment that this is called, if it hasn't. The lives of the processes are
+    /// traced.
+    pub fn kill(&mut self, trace: &mut Trace) {
+        for member in &mut self.processes {
+            member.process.kill();
+        }
+        for Member { role, mut process, begun, ended } in self.processes.drain(..) {
+            // Killed, it ends; and nobody else waits for it.
+            let _ = process.wait();
+            let track = Track { process: process.id(), row: process.id().into() };
+            trace.name_process(process.id(), role.name());
+            let ended = ended.unwrap_or_else(phases::now);
+            trace.span(track, role.name(), begun, ended, json!({}));
+        }
     }
 
     fn add(&mut self, role: Role, process: Process, sources: &Sources) -> io::Result<()> {
         tracing::debug!(role = role.name(), pid = process.id(), "process started");
         sources.watch_process(role, second(process.pidfd())?)?;
+        let member = Member { role, process, begun: phases::now(), ended: None };
         // The machine goes first, so that its backends see it end.
-        self.processes.insert(0, (role, process));
+        self.processes.insert(0, member);
         Ok(())
     }
 }

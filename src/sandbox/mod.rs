@@ -9,6 +9,7 @@
 //! * [`stdio`]: copies between vsock streams and the caller's own standard streams.
 //! * [`tail`]: the last lines of what a process or the guest's console wrote, bounded.
 //! * [`phases`]: where the time went.
+//! * [`trace`]: the same, for programs that draw it.
 //! * [`client`]: the side of the command that starts a sandbox.
 //! * [`control`]: the side of later commands, and how the monitor hears them.
 //! * [`proxy`]: the process that stands for a further program in the container.
@@ -35,6 +36,7 @@ mod proxy;
 mod readable;
 mod stdio;
 pub mod tail;
+pub mod trace;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
@@ -105,6 +107,8 @@ pub struct MonitorConfig {
     pub pid_file: Option<PathBuf>,
     /// Where to write how long each phase took.
     pub timings: Option<PathBuf>,
+    /// A trace that the command has begun.
+    pub trace: Option<InheritedFd>,
     /// Have the machine's processes log debugging lines, which the monitor passes on.
     pub debug: bool,
     /// When the command started, by `CLOCK_MONOTONIC`, in nanoseconds.

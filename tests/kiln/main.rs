@@ -23,4 +23,5 @@ mod run;
 mod spec;
 mod stage;
 mod terminal;
+mod trace;
 mod vm;

@@ -7,10 +7,12 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use kiln_protocol::{ExecId, ExecProcess, ToAgent};
 use kiln_vmm::virtio::vsock::MAX_CONNECTIONS;
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::failure::Failure;
@@ -18,12 +20,17 @@ use super::{Monitor, Step};
 use crate::sandbox::control::{self, Asker, EXEC_REFUSED, Reply};
 use crate::sandbox::conversation::Progress;
 use crate::sandbox::stdio::{QUIET, Streams};
-use crate::sandbox::{FromCommand, document};
+use crate::sandbox::trace::{Trace, Track};
+use crate::sandbox::{FromCommand, document, phases};
 use crate::state::Status;
 
 /// The most execs at once: as many as the guest's connections suffice for, three each beside the
 /// container's own.
 const MAX_EXECS: usize = (MAX_CONNECTIONS - 4) / 3;
+
+/// The row of the first exec in a trace: above any process id (`PID_MAX_LIMIT` of
+/// `include/linux/threads.h`), which others are numbered by.
+const FIRST_ROW: u64 = 1 << 22;
 
 /// Execs that are not forgotten.
 #[derive(Debug, Default)]
@@ -38,6 +45,10 @@ struct Exec {
     /// The proxy's process id.
     stand_in: i32,
     process: Process,
+    /// When it was asked for.
+    asked: Duration,
+    /// When its program ran.
+    started: Option<Duration>,
 }
 
 /// How far the guest's process is.
@@ -60,6 +71,22 @@ impl Execs {
     /// The processes on the host that stand for execs.
     pub(super) fn stand_ins(&self) -> impl Iterator<Item = i32> {
         self.all.values().filter(|exec| exec.proxy.is_some()).map(|exec| exec.stand_in)
+    }
+}
+
+impl Exec {
+    /// Traces its life on a row of its own.
+    fn trace(&self, id: ExecId, trace: &mut Trace) {
+        let track = Track { process: std::process::id(), row: FIRST_ROW + u64::from(id.0) };
+        trace.name_row(track, &format!("exec {}", id.0));
+        let ended = phases::now();
+        let more = json!({"stand-in": self.stand_in});
+        trace.span(track, "exec", self.asked, ended, more);
+        let started = self.started.unwrap_or(ended);
+        trace.span(track, "start of the program", self.asked, started, json!({}));
+        if self.started.is_some() {
+            trace.span(track, "program", started, ended, json!({}));
+        }
     }
 }
 
@@ -97,7 +124,8 @@ impl Monitor {
                 None
             }
         };
-        let exec = Exec { proxy, stand_in: how.proxy, process: Process::Starting };
+        let (asked, started) = (phases::now(), None);
+        let exec = Exec { proxy, stand_in: how.proxy, process: Process::Starting, asked, started };
         self.execs.all.insert(id, exec);
     }
 
@@ -146,6 +174,10 @@ impl Monitor {
         };
         let Some(exec) = self.execs.all.get_mut(&id) else { return Ok(None) };
         exec.process = process;
+        match process {
+            Process::Over => exec.trace(id, &mut self.timeline.trace),
+            Process::Starting | Process::Running => exec.started = Some(phases::now()),
+        }
         match &exec.proxy {
             Some(proxy) => proxy.answer(&reply),
             None if process == Process::Running => self.kill_exec(id)?,

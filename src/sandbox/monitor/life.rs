@@ -21,7 +21,7 @@ use crate::sandbox::broker::Broker;
 use crate::sandbox::control::{Asker, Reply};
 use crate::sandbox::conversation::Progress;
 use crate::sandbox::machine::{self, Parts};
-use crate::sandbox::phases::Phase;
+use crate::sandbox::phases::{self, Phase};
 use crate::sandbox::stdio::{Activity, Drain, QUIET, Streams};
 use crate::sandbox::{Mode, Occasion};
 use crate::state::Status;
@@ -46,6 +46,7 @@ impl Monitor {
             Mode::Create => {
                 self.write_pid_file()?;
                 self.enter_rootfs();
+                self.timeline.enter(Phase::Wait);
                 self.release_command();
                 Some(self.wait_for_start().await?)
             }
@@ -84,14 +85,19 @@ impl Monitor {
         if !self.call_for_hooks(Occasion::Made) {
             return Ok(());
         }
+        let begun = phases::now();
         while !matches!(self.next(None).await?, Step::HooksRan) {}
+        self.timeline.passed("hooks", begun);
         Ok(())
     }
 
     fn set_up(&mut self, kernel: OwnedFd, agent: OwnedFd) -> anyhow::Result<Rc<Broker>> {
         let state = self.state.as_ref().context("no state directory")?;
         state.write(&self.record).context("state.json")?;
+        let begun = phases::now();
         let initrd = initrd::build(&mut agent.into()).context("initial RAM disk")?;
+        self.timeline.passed("initial RAM disk", begun);
+        let begun = phases::now();
         let nets = match self.has_network {
             // Whoever creates a container may add an interface before it starts it.
             true => {
@@ -102,6 +108,10 @@ impl Monitor {
             }
             false => Vec::new(),
         };
+        if self.has_network {
+            self.timeline.passed("network devices", begun);
+        }
+        let begun = phases::now();
         let debug = [OsString::from("--debug")];
         let parts = Parts {
             container: &self.container,
@@ -115,6 +125,7 @@ impl Monitor {
         };
         let (machine, broker) = machine::start(parts)?;
         self.machine = machine;
+        self.timeline.passed("start of the machine", begun);
         let broker = Rc::new(Broker::new(broker).context("vsock broker")?);
         self.sources.watch_broker(Rc::clone(&broker));
         self.broker = Some(Rc::clone(&broker));
@@ -124,10 +135,16 @@ impl Monitor {
     /// Waits for the agent and answers it.
     async fn greet(&mut self) -> Result<(), Failure> {
         let deadline = self.deadline(self.deadlines.agent);
+        let mut begun = phases::now();
         loop {
             match self.next(Some(deadline)).await? {
-                Step::Connected(stream) => self.talk_over(stream)?,
+                Step::Connected(stream) => {
+                    self.timeline.passed("guest's kernel", begun);
+                    begun = phases::now();
+                    self.talk_over(stream)?;
+                }
                 Step::Said(Progress::Greeted { version, kernel }) => {
+                    self.timeline.passed("agent's greeting", begun);
                     tracing::info!(agent = version, kernel, "guest is up");
                     break;
                 }
@@ -199,8 +216,12 @@ impl Monitor {
 
     /// Has the agent execute the program.
     async fn start(&mut self) -> Result<(), Failure> {
+        let begun = phases::now();
         let network =
             self.uplinks.as_mut().map(Uplinks::join).transpose().map_err(anyhow::Error::new)?;
+        if network.is_some() {
+            self.timeline.passed("network", begun);
+        }
         self.conversation.starting();
         let container = self.container.id.clone();
         self.tell(&ToAgent::Start { container, network: network.map(Box::new) })?;
@@ -309,6 +330,12 @@ impl Monitor {
     /// Has the guest flush and end. One that doesn't is killed.
     async fn shut_down(&mut self) {
         self.ending = true;
+        let begun = phases::now();
+        self.await_end().await;
+        self.timeline.passed("end of the guest", begun);
+    }
+
+    async fn await_end(&mut self) {
         let deadline = self.deadline(self.deadlines.shutdown);
         if self.tell(&ToAgent::Shutdown).is_err() {
             return;

@@ -40,9 +40,10 @@ use super::control::{self, Asker};
 use super::conversation::{Conversation, Progress};
 use super::events::{self, Event, Sources, watched_signals};
 use super::machine::{Machine, Role};
-use super::phases::{Phase, Timeline};
+use super::phases::{self, Phase, Timeline};
 use super::stdio::Tokens;
 use super::tail::Tail;
+use super::trace::Trace;
 use super::{
     ContainerConfig, Deadlines, FromMonitor, GuestConfig, Mode, MonitorConfig, NamespaceConfig,
     Occasion, Outcome, packet,
@@ -75,17 +76,25 @@ pub unsafe fn run(mut config: MonitorConfig) -> anyhow::Result<ExitCode> {
     let agent = unsafe { config.guest.agent.take() };
     // SAFETY: as above.
     let namespaces = unsafe { take_namespaces(&config.namespaces) };
+    // SAFETY: as above.
+    let trace = config.trace.map(|file| unsafe { file.take() });
+    let trace = match trace {
+        Some(file) => Trace::go_on(file.into()).context("--trace")?,
+        None => Trace::default(),
+    };
     let state = StateDir::inherit(config.state.0.clone(), lock).context("state directory")?;
     watched_signals(config.mode != Mode::Attached).thread_block()?;
     let origin = Origin::here()?;
     let outside = network::namespace().context("/proc/self/ns/net")?;
+    let begun = phases::now();
     // The one moment at which the process has one thread, and nothing that lives in a namespace.
     let placed = take_place(&mut config, &state, namespaces);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let span = tracing::info_span!("sandbox", id = %config.container.id);
     let _entered = span.enter();
     let exit_code = LocalSet::new().block_on(&runtime, async {
-        let mut monitor = Monitor::new(config, state, command, origin)?;
+        let mut monitor = Monitor::new(config, state, command, origin, trace)?;
+        monitor.timeline.passed("cgroup and namespaces", begun);
         monitor.has_network = network::namespace().context("/proc/self/ns/net")? != outside;
         let result = match placed {
             Ok(()) => monitor.live(kernel, agent).await,
@@ -224,6 +233,7 @@ impl Monitor {
         state: StateDir,
         command: OwnedFd,
         origin: Origin,
+        trace: Trace,
     ) -> anyhow::Result<Self> {
         let (sources, events) = events::open();
         sources.watch_command(second(&command)?)?;
@@ -232,6 +242,8 @@ impl Monitor {
         sources.watch_commands(state.listen(control::NAME).context("control socket")?)?;
         let mut record = config.record;
         record.annotations.remove(OOM_KILLED);
+        let began = Duration::from_nanos(config.started_ns);
+        let timeline = Timeline::begin(began, trace, &config.container.id);
         Ok(Self {
             record,
             limits: config.limits,
@@ -248,7 +260,7 @@ impl Monitor {
             pid_file: config.pid_file,
             timings: config.timings,
             state: Some(state),
-            timeline: Timeline::begin(Duration::from_nanos(config.started_ns)),
+            timeline,
             sources,
             events,
             machine: Machine::default(),
@@ -355,9 +367,12 @@ impl Monitor {
     /// Ends what still runs and removes what the sandbox has on the host.
     fn clean_up(&mut self, outcome: &mut Outcome) {
         if self.timeline.current() != Phase::Teardown {
-            self.timeline.enter(Phase::Teardown);
+            self.timeline.fail();
         }
-        self.machine.kill();
+        let begun = phases::now();
+        self.machine.kill(&mut self.timeline.trace);
+        self.timeline.passed("end of the machine", begun);
+        let begun = phases::now();
         if let Some(uplinks) = &mut self.uplinks {
             uplinks.leave();
         }
@@ -373,6 +388,8 @@ impl Monitor {
                 tracing::warn!(%error, "something of the sandbox stays behind");
             }
         }
+        self.timeline.passed("removal from the host", begun);
+        self.timeline.end();
         if let Some(path) = &self.timings
             && let Err(error) = self.timeline.write(path)
         {

@@ -264,6 +264,7 @@ impl Monitor {
 
     /// What the end of a process means.
     async fn process_ended(&mut self, role: Role) -> Result<Option<Step>, Failure> {
+        self.machine.ended(role);
         if !self.ending {
             self.hear_last_words().await;
         }
