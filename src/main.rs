@@ -8,26 +8,32 @@
 //! * [`hooks`]: hooks of the host.
 //! * [`network`]: the interfaces of a sandbox's network namespace, joined with its guest.
 //! * [`doctor`]: what this host can do, check by check.
+//! * [`metrics`]: what sandboxes take, for Prometheus.
+//! * [`diagnosis`]: what is known of one sandbox, collected.
 //! * [`privileges`]: what a caller must be allowed to do.
 //! * [`artefacts`]: where the guest's kernel and agent are found.
 //! * [`readiness`]: waiting for one descriptor.
 //! * [`mend`]: what can be done about errors of the host.
+//! * [`procfs`]: what the host says of a process.
 //! * [`log`]: log lines and errors in the forms that callers of runc read.
 
 mod artefacts;
 mod bundle;
 mod cgroup;
 mod cli;
+mod diagnosis;
 mod doctor;
 mod engine;
 mod hooks;
 mod initrd;
 mod log;
 mod mend;
+mod metrics;
 mod network;
 mod place;
 mod privileges;
 mod process;
+mod procfs;
 mod readiness;
 mod sandbox;
 mod settings;

@@ -126,7 +126,7 @@ impl Bundle {
             source,
         })?;
         let path = dir.join("config.json");
-        let text = read(&path, "`kiln spec` writes one")?;
+        let text = read_config(&path)?;
         let malformed = |source| BundleError::Malformed { path: path.clone(), source };
         let mut raw: Value = serde_json::from_str(&text).map_err(malformed)?;
         rlimits::check(&raw["process"])?;
@@ -168,6 +168,14 @@ impl Bundle {
         let process = self.spec.process().as_ref();
         process.and_then(|process| process.terminal()).unwrap_or(false)
     }
+}
+
+/// Reads the `config.json` at a path, unchecked.
+///
+/// # Errors
+/// It can't be read, or is too long.
+pub fn read_config(path: &Path) -> Result<String, BundleError> {
+    read(path, "`kiln spec` writes one")
 }
 
 fn read(path: &Path, mend: &'static str) -> Result<String, BundleError> {

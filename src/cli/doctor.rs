@@ -41,7 +41,11 @@ pub fn run(global: &Global, doctor: &Doctor) -> anyhow::Result<ExitCode> {
     Ok(if report.usable { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
+/// Prints the checks for people.
+///
+/// # Errors
+/// As writing to `out`.
+pub fn print(out: &mut impl Write, report: &Report) -> io::Result<()> {
     for check in &report.checks {
         writeln!(out, "{:4}  {:14}  {}", check.status, check.name, check.explanation)?;
         if let Some(mend) = &check.mend {

@@ -274,6 +274,7 @@ fn describe(id: &str, bundle: &Bundle, engine: Engine, keep: bool) -> Record {
         kept: keep,
         cgroup: cgroup::Cgroup::default(),
         hooks: bundle.hooks.clone(),
+        end: None,
     }
 }
 

@@ -7,6 +7,7 @@ mod checkpoint;
 mod completions;
 mod console;
 mod create;
+mod debug;
 mod delete;
 mod doctor;
 mod events;
@@ -17,6 +18,7 @@ mod kill;
 mod launch;
 mod list;
 mod man;
+mod metrics;
 mod pause;
 mod ps;
 mod request;
@@ -189,6 +191,8 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Checkpoint(_) => checkpoint::refuse("checkpoint"),
         Verb::Restore(_) => checkpoint::refuse("restore"),
         Verb::Spec(spec) => spec::run(&spec),
+        Verb::Metrics(metrics::Metrics {}) => metrics::run(global),
+        Verb::Debug(debug) => debug::run(global, &debug),
         Verb::Doctor(doctor) => doctor::run(global, &doctor),
         Verb::Completions(completions) => completions::run(&completions),
         Verb::Man(man) => man::run(&man),

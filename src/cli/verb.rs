@@ -6,8 +6,8 @@
 use clap::{ArgMatches, Command, Error, FromArgMatches, Subcommand};
 
 use super::{
-    checkpoint, completions, create, delete, doctor, events, exec, features, internal, kill, list,
-    man, pause, ps, resume, run, spec, start, state, update, vm_run,
+    checkpoint, completions, create, debug, delete, doctor, events, exec, features, internal, kill,
+    list, man, metrics, pause, ps, resume, run, spec, start, state, update, vm_run,
 };
 
 /// Makes an enum of a list: what help says of a verb, whether help shows it, its name, its variant
@@ -110,6 +110,10 @@ verbs! {
         hidden "restore" Restore(checkpoint::Anything);
         /// Write a bundle's config.json
         shown "spec" Spec(spec::Spec);
+        /// Print the figures of all sandboxes, for Prometheus
+        shown "metrics" Metrics(metrics::Metrics);
+        /// Collect what is known of a container into an archive, without secrets
+        shown "debug" Debug(debug::Debug);
         /// Check what this host can do and say how to mend what it can't
         shown "doctor" Doctor(doctor::Doctor);
         /// Print a shell's completions

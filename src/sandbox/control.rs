@@ -21,6 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, accept4, connect, socket,
 };
+use rustix::net::sockopt::Timeout;
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::sync::mpsc::Sender;
@@ -50,6 +51,9 @@ pub enum Request {
     },
     /// The `process` of the container's configuration, as a document.
     Process,
+    /// What the monitor knows by itself: an [`Inspection`](super::inspection::Inspection), as a
+    /// document.
+    Inspect,
     /// Execute a further program: an OCI `process` object that comes as a document.
     Exec(Exec),
     /// Have all of its processes stand still.
@@ -167,10 +171,22 @@ pub fn ask(
 /// # Errors
 /// As [`ask`].
 pub fn reach(container: &Container) -> io::Result<OwnedFd> {
+    reach_within(container, None)
+}
+
+/// The same; a monitor that takes no connections is waited for no longer than `patience`, to the
+/// microsecond.
+///
+/// # Errors
+/// As [`ask`]; `WouldBlock` for one that takes none.
+pub fn reach_within(container: &Container, patience: Option<Duration>) -> io::Result<OwnedFd> {
     let directory = container.open()?;
     let name = Container::short_name(&directory, NAME);
     let kind = SockType::SeqPacket;
     let connection = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    if let Some(patience) = patience {
+        rustix::net::sockopt::set_socket_timeout(&connection, Timeout::Send, Some(patience))?;
+    }
     connect(connection.as_raw_fd(), &UnixAddr::new(&name)?)?;
     Ok(connection)
 }
@@ -293,6 +309,7 @@ mod tests {
             kept: true,
             cgroup: Default::default(),
             hooks: Default::default(),
+            end: None,
         };
         dir.write(&record).expect("written");
         let listener = dir.listen(NAME).expect("listens");

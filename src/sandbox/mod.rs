@@ -13,6 +13,8 @@
 //! * [`client`]: the side of the command that starts a sandbox.
 //! * [`control`]: the side of later commands, and how the monitor hears them.
 //! * [`proxy`]: the process that stands for a further program in the container.
+//! * [`host_processes`]: a sandbox's processes on the host, found without its monitor.
+//! * [`inspection`]: what the monitor tells later commands of the sandbox by itself.
 //! * [`document`]: what is too long for a message between those.
 //!
 //! # Promises
@@ -28,6 +30,8 @@ pub mod control;
 mod conversation;
 pub mod document;
 mod events;
+pub mod host_processes;
+pub mod inspection;
 pub mod machine;
 mod monitor;
 pub mod packet;

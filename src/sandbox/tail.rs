@@ -26,10 +26,14 @@ impl Tail {
 
     /// The last lines, without anything that a terminal would act on. Empty lines are left out.
     pub fn lines(&self) -> Vec<String> {
-        let (front, back) = self.bytes.as_slices();
-        let text = String::from_utf8_lossy(&[front, back].concat()).into_owned();
-        let lines: Vec<String> = text.lines().map(printable).filter(|l| !l.is_empty()).collect();
-        lines[lines.len().saturating_sub(SHOWN_LINES)..].to_vec()
+        let mut lines = self.all_lines();
+        lines.drain(..lines.len().saturating_sub(SHOWN_LINES));
+        lines
+    }
+
+    /// All lines that are kept, likewise.
+    pub fn all_lines(&self) -> Vec<String> {
+        self.text().lines().map(printable).filter(|line| !line.is_empty()).collect()
     }
 
     /// All that is kept, as text.

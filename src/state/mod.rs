@@ -13,4 +13,4 @@ mod record;
 
 pub use directory::{StateDir, StateError};
 pub use lookup::{Container, all, find};
-pub use record::{Monitor, Record, Status};
+pub use record::{End, Monitor, Record, Status};

@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::bundle::HostHooks;
 use crate::cgroup::Cgroup;
+use crate::procfs::Stat;
+use crate::sandbox::inspection::Inspection;
 
 /// What `state.json` says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
     /// Version of the OCI runtime specification, as in the bundle.
@@ -40,6 +42,21 @@ pub struct Record {
     pub cgroup: Cgroup,
     /// The bundle's hooks of the host.
     pub hooks: HostHooks,
+    /// How it ended, once it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<Box<End>>,
+}
+
+/// What is left of a container that has ended, besides its files.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct End {
+    /// The status that its process on the host exited with.
+    pub exit_code: u8,
+    /// What went wrong, if kiln couldn't run it to its own end.
+    pub error: Option<String>,
+    /// What its monitor knew last.
+    pub inspection: Inspection,
 }
 
 /// How far a container is.
@@ -87,8 +104,8 @@ impl Monitor {
     /// There is no `/proc`.
     pub fn this() -> io::Result<Self> {
         let pid = nix::unistd::getpid().as_raw();
-        let (_, started) = look(pid)?.ok_or(io::ErrorKind::NotFound)?;
-        Ok(Self { pid, started })
+        let stat = Stat::read(pid)?.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Self { pid, started: stat.started })
     }
 
     /// A descriptor of the process, if it runs: no successor of the same id can take its place.
@@ -104,31 +121,8 @@ impl Monitor {
 
     /// Whether it runs. One that has ended and was not waited for yet doesn't.
     pub fn is_alive(self) -> bool {
-        matches!(look(self.pid), Ok(Some((state, started)))
-            if started == self.started && !matches!(state, b'Z' | b'X'))
-    }
-}
-
-/// A process's state letter and start time, if there is such a process.
-fn look(pid: i32) -> io::Result<Option<(u8, u64)>> {
-    /// Of the fields after the name: `state` is the first, `starttime` the twentieth.
-    const START_TIME: usize = 19;
-
-    let text = match std::fs::read(format!("/proc/{pid}/stat")) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    // The name may hold anything, spaces and parentheses too.
-    let after_name = text.iter().rposition(|&byte| byte == b')').map(|end| &text[end + 1..]);
-    let fields = String::from_utf8_lossy(after_name.unwrap_or_default()).into_owned();
-    let mut fields = fields.split_ascii_whitespace();
-    let state = fields.next().and_then(|state| state.bytes().next());
-    let started = fields.nth(START_TIME - 1).and_then(|ticks| ticks.parse().ok());
-    match (state, started) {
-        (Some(state), Some(started)) => Ok(Some((state, started))),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "unreadable /proc/PID/stat")),
+        matches!(Stat::read(self.pid), Ok(Some(stat))
+            if stat.started == self.started && stat.is_alive())
     }
 }
 
@@ -141,12 +135,12 @@ mod tests {
         let mut child =
             std::process::Command::new("/bin/sleep").arg("1000").spawn().expect("child");
         let pid = i32::try_from(child.id()).expect("pid");
-        let (_, started) = look(pid).expect("proc").expect("there");
+        let started = Stat::read(pid).expect("proc").expect("there").started;
         let monitor = Monitor { pid, started };
         assert!(monitor.is_alive());
         assert!(!Monitor { started: started + 1, ..monitor }.is_alive());
         child.kill().expect("killed");
-        while !matches!(look(pid), Ok(Some((b'Z', _)))) {
+        while Stat::read(pid).expect("proc").expect("there").is_alive() {
             std::thread::yield_now();
         }
         assert!(!monitor.is_alive());

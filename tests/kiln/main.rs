@@ -9,12 +9,14 @@
 mod bad_input;
 mod cgroup;
 mod command_line;
+mod debug;
 mod exec;
 mod figures;
 mod hooks;
 mod jail;
 mod lifecycle;
 mod limits;
+mod metrics;
 mod namespaces;
 mod network;
 mod pause;

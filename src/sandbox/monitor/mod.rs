@@ -3,6 +3,7 @@
 //! * [`life`]: the phases, one after the other.
 //! * [`watch`]: what happens next, and what it means.
 //! * [`execs`]: further programs in the container.
+//! * [`inspection`]: what the monitor itself answers to later commands, and leaves behind.
 //! * [`questions`]: what the agent answers to later commands.
 //! * [`memory`]: what happens when the container's memory runs out.
 //! * [`outcome`]: what the command is told in the end.
@@ -10,6 +11,7 @@
 
 mod execs;
 mod failure;
+mod inspection;
 mod life;
 mod memory;
 mod outcome;
@@ -379,6 +381,7 @@ impl Monitor {
         self.leave_rootfs();
         if self.stays() {
             self.record.kept = true;
+            self.record.end = Some(Box::new(self.last_words(outcome)));
             if let Err(failure) = self.note(Status::Stopped) {
                 tracing::warn!("{:#}", failure.error);
             }

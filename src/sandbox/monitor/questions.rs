@@ -17,12 +17,21 @@ use crate::state::Status;
 
 /// The most questions that are not answered at once.
 const MAX_QUESTIONS: usize = 64;
+/// Of those, the most that are about figures: whoever asks for them again and again leaves room for
+/// others, even if the guest answers nothing.
+const MAX_FIGURES: usize = MAX_QUESTIONS / 4;
 
 /// What is not answered yet, by number.
 #[derive(Debug, Default)]
 pub(super) struct Questions {
     next: u32,
     asked: BTreeMap<u32, Asked>,
+}
+
+impl Questions {
+    fn about_figures(&self) -> usize {
+        self.asked.values().filter(|asked| asked.request == Request::Statistics).count()
+    }
 }
 
 #[derive(Debug)]
@@ -63,6 +72,11 @@ impl Monitor {
         }
         if self.questions.asked.len() >= MAX_QUESTIONS {
             bail!("the guest's agent has {MAX_QUESTIONS} questions to answer: try again");
+        }
+        if request == Request::Statistics && self.questions.about_figures() >= MAX_FIGURES {
+            bail!(
+                "the guest's agent has not answered {MAX_FIGURES} questions for figures yet: try again"
+            );
         }
         let question = match request {
             Request::Pause if self.record.status == Status::Paused => {

@@ -150,6 +150,7 @@ impl Monitor {
             }
             Request::Signal { signal, all } => asker.answer(&self.signal(signal, all)),
             Request::Process => self.show_process(&asker),
+            Request::Inspect => self.inspect(&asker),
             Request::Watch => self.watchers.add(asker),
             // It comes as an event of its own.
             Request::Exec(_) => {}
