@@ -1,14 +1,17 @@
 //! Notices when the process that serves a device goes away.
 
-use std::io::{self, PipeReader, PipeWriter};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use crate::transport::Interrupt;
 use rustix::event::{PollFd, PollFlags, poll};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
+
+use crate::borrow::borrow_fd;
+use crate::transport::Interrupt;
 
 /// `InterruptStatus`: the configuration, which includes the device's status, has changed.
 const CONFIGURATION_CHANGED: u32 = 2;
@@ -40,8 +43,8 @@ impl Shared {
 /// A thread that waits for the other end of a connection to close.
 pub struct Watch {
     shared: Arc<Shared>,
-    /// Closing it stops the thread.
-    stop: Option<PipeWriter>,
+    /// Writing to it stops the thread.
+    stop: EventFd,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -55,7 +58,8 @@ impl Watch {
         on_lost: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self> {
         let connection = OwnedFd::from(connection.try_clone()?);
-        let (stopped, stop) = io::pipe()?;
+        let stop = EventFd::new(EFD_CLOEXEC)?;
+        let stopped = stop.try_clone()?;
         let shared = Arc::new(Shared {
             driver: Mutex::new(None),
             on_lost: Mutex::new(Some(Box::new(on_lost))),
@@ -68,7 +72,7 @@ impl Watch {
             thread_shared.lost();
         };
         let thread = std::thread::Builder::new().name("vhost-user".to_owned()).spawn(wait)?;
-        Ok(Self { shared, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { shared, stop, thread: Some(thread) })
     }
 
     /// From now on the driver behind `interrupt` waits for the device.
@@ -87,10 +91,10 @@ impl Watch {
     }
 }
 
-/// Whether the connection's other end closes before that of `stopped`.
-fn closes_first(connection: &OwnedFd, stopped: &PipeReader) -> bool {
-    let mut fds =
-        [PollFd::new(connection, PollFlags::RDHUP), PollFd::new(stopped, PollFlags::empty())];
+/// Whether the connection's other end closes before somebody writes to `stopped`.
+fn closes_first(connection: &OwnedFd, stopped: &EventFd) -> bool {
+    let stopped = PollFd::from_borrowed_fd(borrow_fd(stopped), PollFlags::IN);
+    let mut fds = [PollFd::new(connection, PollFlags::RDHUP), stopped];
     loop {
         match poll(&mut fds, None) {
             Err(rustix::io::Errno::INTR) => {}
@@ -102,7 +106,8 @@ fn closes_first(connection: &OwnedFd, stopped: &PipeReader) -> bool {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.stop = None;
+        // Fails only when the counter is full, and then the thread is told already.
+        let _ = self.stop.write(1);
         if let Some(thread) = self.thread.take() {
             // Its panic, if any, has been reported where it happened.
             let _ = thread.join();
