@@ -13,8 +13,8 @@ use vm_memory::GuestMemoryMmap;
 use crate::GuestMemory;
 use crate::config::Entry;
 use crate::kvm::boot::{self, BootError, EntryPoint, Kernel};
+use crate::virtio::fs::file_system_at;
 use crate::virtio::fs::request::RequestServer;
-use crate::virtio::fs::{ProcFiles, file_system_at};
 
 /// Files that the fuzzed file system process may have open.
 const OPEN_FILES: u64 = 256;
@@ -40,12 +40,9 @@ impl FileSystem {
     /// # Errors
     /// It can't be opened, or `/proc` isn't there.
     pub fn new(root: &Path) -> io::Result<Self> {
-        let proc_files = ProcFiles {
-            fd_directory: File::open("/proc/self/fd")?,
-            mountinfo: File::open("/proc/self/mountinfo")?,
-        };
+        let fd_directory = File::open("/proc/self/fd")?;
         let root = root.to_str().ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Self(RequestServer::new(file_system_at(root, proc_files, OPEN_FILES)?)))
+        Ok(Self(RequestServer::new(file_system_at(root, fd_directory, OPEN_FILES)?)))
     }
 
     /// Serves the next request of a queue; gives the number of bytes written, or nothing if there is

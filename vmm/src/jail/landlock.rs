@@ -1,19 +1,23 @@
 //! Landlock: a second refusal, by another part of the kernel, of what the empty root and seccomp
 //! refuse already.
 //!
-//! Every right that the running kernel's Landlock knows is handled and none is granted: no file may
-//! be opened, created, executed or removed by path, no TCP port bound or connected to, no abstract
-//! Unix socket and no process outside of the jail reached. What is open already stays usable.
-//! Source: `include/uapi/linux/landlock.h`.
+//! [`deny_all`] handles every right that the running kernel's Landlock knows and grants none: no file
+//! may be opened, created, executed or removed by path, no TCP port bound or connected to, no abstract
+//! Unix socket and no process outside of the jail reached. What is open already stays usable. The other
+//! two leave a program what it can't do without. Source: `include/uapi/linux/landlock.h`.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::error::{During, JailError, checked};
 
+/// `LANDLOCK_ACCESS_FS_EXECUTE`, and the rights to read files and directories.
+const EXECUTE: u64 = 1 << 0;
+const READ: u64 = 1 << 2 | 1 << 3;
+
 /// `struct landlock_ruleset_attr`.
 #[repr(C)]
-#[derive(Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct RulesetAttr {
     handled_access_fs: u64,
     handled_access_net: u64,
@@ -29,6 +33,34 @@ const CREATE_RULESET_VERSION: u32 = 1;
 /// # Errors
 /// The kernel has Landlock but refuses, for instance for lack of `no_new_privs`.
 pub fn deny_all() -> Result<u32, JailError> {
+    restrict(everything)
+}
+
+/// The same, but files may be read and executed. Makes system calls only.
+///
+/// # Errors
+/// As [`deny_all`].
+pub fn deny_changes() -> Result<u32, JailError> {
+    restrict(|version| {
+        let all = everything(version);
+        RulesetAttr { handled_access_fs: all.handled_access_fs & !(READ | EXECUTE), ..all }
+    })
+}
+
+/// The same, but files are left out: where any right to them is handled, no file is linked or moved to
+/// another directory.
+///
+/// # Errors
+/// As [`deny_all`].
+pub fn deny_beyond_files() -> Result<u32, JailError> {
+    restrict(|version| RulesetAttr { handled_access_fs: 0, ..everything(version) })
+}
+
+/// The kernel's Landlock version, 0 where there is none.
+///
+/// # Errors
+/// The kernel doesn't say.
+pub fn version() -> Result<u32, JailError> {
     // SAFETY: with this flag the call reads no memory and returns a number.
     let version = checked(unsafe {
         libc::syscall(
@@ -38,12 +70,20 @@ pub fn deny_all() -> Result<u32, JailError> {
             CREATE_RULESET_VERSION,
         )
     });
-    let version = match version {
-        Ok(version) => u32::try_from(version).unwrap_or(0),
-        Err(error) if is_absence(&error) => return Ok(0),
-        Err(error) => return Err(error).during("ask for the version of Landlock"),
-    };
-    let handled = everything(version);
+    match version {
+        Ok(version) => Ok(u32::try_from(version).unwrap_or(0)),
+        Err(error) if is_absence(&error) => Ok(0),
+        Err(error) => Err(error).during("ask for the version of Landlock"),
+    }
+}
+
+/// Forbids what `handled` makes of the kernel's version, which is returned.
+fn restrict(handled: impl FnOnce(u32) -> RulesetAttr) -> Result<u32, JailError> {
+    let version = version()?;
+    let handled = if version == 0 { RulesetAttr::default() } else { handled(version) };
+    if handled == RulesetAttr::default() {
+        return Ok(version);
+    }
     // SAFETY: the pointer and length describe `handled`, which the kernel only reads.
     let ruleset = checked(unsafe {
         libc::syscall(

@@ -2,7 +2,9 @@
 //!
 //! It must make files for any owner and so stays the user it was started as, with the capabilities
 //! for that and no others. `CAP_SYS_ADMIN` is not among them: `trusted.*` attributes stay out of the
-//! guest's reach.
+//! guest's reach. Nor is `CAP_DAC_READ_SEARCH`: with it a file handle, which can be guessed, opens any
+//! file of a file system that a share lies on. So each file that the guest knows is one that the
+//! process has open.
 //!
 //! The capabilities are kept while a thread takes on the user of a request (`SECBIT_NO_SETUID_FIXUP`):
 //! whether that user may do what it asks is for the guest's kernel to say, which knows its groups,
@@ -20,7 +22,7 @@ use rustix::thread::{
 };
 
 use crate::jail::seccomp::{self, Rule, When, allow, allow_when};
-use crate::jail::{JailError, hardening, parent};
+use crate::jail::{JailError, hardening, landlock, parent};
 
 /// Memory that the process may allocate, in bytes: what it keeps about the files that the guest
 /// knows grows with their number, at about a kibibyte each. Beyond it the process aborts, and with
@@ -37,7 +39,6 @@ const OWN_FILES: u64 = 128;
 
 const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID)
     .union(CapabilitySet::SETGID)
@@ -91,19 +92,22 @@ pub fn limit() -> Result<u64, ConfinementError> {
     })
 }
 
-/// Leaves the host's network, IPC and names. The calling process must have a single thread.
+/// Leaves the host's network, IPC, names and cgroups. The calling process must have a single thread.
 ///
 /// # Errors
 /// Without `CAP_SYS_ADMIN`.
 pub fn leave_namespaces() -> Result<(), ConfinementError> {
-    let flags = UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    let flags = UnshareFlags::NEWNET
+        | UnshareFlags::NEWIPC
+        | UnshareFlags::NEWUTS
+        | UnshareFlags::NEWCGROUP;
     // SAFETY: no file descriptor table is unshared.
-    system("make network, IPC and UTS namespaces", unsafe { unshare_unsafe(flags) })
+    system("make network, IPC, UTS and cgroup namespaces", unsafe { unshare_unsafe(flags) })
 }
 
 /// Drops every capability but those for making files, and the ways to others, for good; from then on
-/// the process dies with the one that started it, which holds the other end of `control`. The
-/// calling process must have a single thread.
+/// the process dies with the one that started it, which holds the other end of `control`, and reaches
+/// no process outside. The calling process must have a single thread.
 ///
 /// # Errors
 /// When one of those is missing, or without `CAP_SETPCAP`.
@@ -125,12 +129,14 @@ pub fn drop_privileges(control: BorrowedFd<'_>) -> Result<(), ConfinementError> 
     let sets =
         CapabilitySets { effective: KEPT, permitted: KEPT, inheritable: CapabilitySet::empty() };
     system(
-        "drop capabilities; it needs CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, \
-         SETUID, MKNOD and SETFCAP, as root has them",
+        "drop capabilities; it needs CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD and \
+         SETFCAP, as root has them",
         set_capabilities(None, sets),
     )?;
     hardening::apply()?;
-    Ok(parent::die_with_it(Some(control))?)
+    parent::die_with_it(Some(control))?;
+    landlock::deny_beyond_files()?;
+    Ok(())
 }
 
 /// What serving takes besides what every process of a sandbox may do: files by name and whatever is
@@ -155,8 +161,6 @@ const SERVING: &[Rule] = &[
     allow(libc::SYS_getxattr),
     allow(libc::SYS_listxattr),
     allow(libc::SYS_removexattr),
-    allow(libc::SYS_name_to_handle_at),
-    allow(libc::SYS_open_by_handle_at),
     // Open files.
     allow(libc::SYS_preadv2),
     allow(libc::SYS_pwritev2),

@@ -27,9 +27,10 @@
 //! neither a file nor a directory, and the tree is mounted `nodev`). What it can do to its own tree
 //! a container could have done too.
 //!
-//! A file that the guest knows costs memory here but no open file where the host's file system has
-//! file handles (ext4, XFS, btrfs, tmpfs); where it hasn't (overlayfs), it costs one, and beyond the
-//! limit of open files the guest sees `ENFILE` until it forgets some.
+//! Each file that the guest knows is one that the process has open, and beyond the limit of open files
+//! the guest sees `ENFILE` until it forgets some. File handles would cost no open file, but also let
+//! whoever takes the process over open every file of the file systems that are shared from
+//! ([`confinement`]).
 
 mod backend;
 mod confinement;
@@ -37,6 +38,7 @@ mod guarded;
 pub(crate) mod request;
 mod tree;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -54,11 +56,10 @@ use crate::config::{FsConfig, VmmEvent};
 use crate::jail::descriptors;
 use backend::FsBackend;
 use guarded::GuardedFs;
-pub(crate) use tree::ProcFiles;
 use tree::{Place, Share, ShareOptions};
 
 pub use backend::{QUEUE_SIZE, QUEUES};
-pub use confinement::ConfinementError;
+pub use confinement::{ConfinementError, restrict_system_calls};
 pub use guarded::MAX_MOUNT_INDEX;
 pub use tree::TreeError;
 
@@ -91,6 +92,48 @@ pub enum FsError {
 /// # Safety
 /// As for [`InheritedFd::take`](crate::config::InheritedFd::take), for every descriptor in `config`.
 pub unsafe fn serve(config: FsConfig) -> Result<(), FsError> {
+    // SAFETY: the caller's promise.
+    let confined = unsafe { confine(config) }?;
+    let file_system = file_system(confined.fd_directory, confined.file_limit);
+    let backend = Arc::new(FsBackend::new(file_system.map_err(FsError::Passthrough)?));
+    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)
+        .map_err(|error| FsError::VhostUser(error.to_string()))?;
+    let control = confined.control;
+    end_with(control.try_clone().map_err(FsError::Control)?)?;
+    confinement::restrict_system_calls(control.as_fd())?;
+    announce(&control).map_err(FsError::Control)?;
+
+    let mut listener = Listener::from(confined.socket);
+    daemon.start(&mut listener).map_err(|error| FsError::VhostUser(error.to_string()))?;
+    match daemon.wait() {
+        Ok(()) => Ok(()),
+        // A frontend that ends closes its socket wherever it is.
+        Err(vhost_user_backend::Error::HandleRequest(
+            VhostUserError::Disconnected | VhostUserError::PartialMessage,
+        )) => Ok(()),
+        Err(error) => Err(FsError::VhostUser(error.to_string())),
+    }
+}
+
+/// What a confined process serves with.
+pub struct Confined {
+    /// The monitor's socket.
+    pub control: OwnedFd,
+    socket: UnixListener,
+    fd_directory: File,
+    file_limit: u64,
+}
+
+/// Confines the calling process, which must have a single thread, for good to what `config` shares.
+/// Only its system calls are yet to be [restricted](restrict_system_calls).
+///
+/// # Errors
+/// See [`FsError`]. The process must end.
+///
+/// # Safety
+/// As for [`serve`].
+pub unsafe fn confine(config: FsConfig) -> Result<Confined, FsError> {
     keep_only_configured(&config)?;
     // SAFETY: the caller's promise; likewise below, where each is taken once.
     let control = unsafe { config.control.take() };
@@ -101,29 +144,10 @@ pub unsafe fn serve(config: FsConfig) -> Result<(), FsError> {
 
     let file_limit = confinement::limit()?;
     confinement::leave_namespaces()?;
-    let proc_files = tree::enter(&shares)?;
+    let fd_directory = tree::enter(&shares)?;
     drop(shares);
     confinement::drop_privileges(control.as_fd())?;
-
-    let file_system = file_system(proc_files, file_limit).map_err(FsError::Passthrough)?;
-    let backend = Arc::new(FsBackend::new(file_system));
-    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)
-        .map_err(|error| FsError::VhostUser(error.to_string()))?;
-    end_with(control.try_clone().map_err(FsError::Control)?)?;
-    confinement::restrict_system_calls(control.as_fd())?;
-    announce(&control).map_err(FsError::Control)?;
-
-    let mut listener = Listener::from(socket);
-    daemon.start(&mut listener).map_err(|error| FsError::VhostUser(error.to_string()))?;
-    match daemon.wait() {
-        Ok(()) => Ok(()),
-        // A frontend that ends closes its socket wherever it is.
-        Err(vhost_user_backend::Error::HandleRequest(
-            VhostUserError::Disconnected | VhostUserError::PartialMessage,
-        )) => Ok(()),
-        Err(error) => Err(FsError::VhostUser(error.to_string())),
-    }
+    Ok(Confined { control, socket, fd_directory, file_limit })
 }
 
 /// Clones what is shared.
@@ -153,22 +177,20 @@ unsafe fn take_shares(config: &FsConfig) -> Result<Vec<Share>, TreeError> {
 const NAMELESS_PART: u64 = 8;
 
 /// The file system over the tree, which is the process's root by now.
-fn file_system(proc_files: ProcFiles, file_limit: u64) -> io::Result<GuardedFs> {
-    file_system_at("/", proc_files, file_limit)
+fn file_system(fd_directory: File, file_limit: u64) -> io::Result<GuardedFs> {
+    file_system_at("/", fd_directory, file_limit)
 }
 
-/// The file system over the directory `root`.
+/// The file system over the directory `root`, with `/proc/self/fd`.
 pub(crate) fn file_system_at(
     root: &str,
-    proc_files: ProcFiles,
+    fd_directory: File,
     file_limit: u64,
 ) -> io::Result<GuardedFs> {
     let nameless_limit = file_limit / NAMELESS_PART;
-    let fd_directory = proc_files.fd_directory.try_clone()?;
     let library = PassthroughFs::new(PassthroughConfig {
         root_dir: root.to_owned(),
-        proc_sfd_rawfd: Some(proc_files.fd_directory),
-        proc_mountinfo_rawfd: Some(proc_files.mountinfo),
+        proc_sfd_rawfd: Some(fd_directory.try_clone()?),
         ..passthrough_config(file_limit - nameless_limit)
     })?;
     let nameless_limit = usize::try_from(nameless_limit).unwrap_or(usize::MAX);
@@ -187,7 +209,7 @@ fn passthrough_config(file_limit: u64) -> PassthroughConfig {
         xattr: true,
         posix_acl: NegotiationMode::Auto,
         announce_submounts: false,
-        inode_file_handles: InodeFileHandlesMode::Prefer,
+        inode_file_handles: InodeFileHandlesMode::Never,
         readdirplus: true,
         allow_direct_io: true,
         // The host clears set-id bits on write. Otherwise the guest asks for the file's capabilities

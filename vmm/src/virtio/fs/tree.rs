@@ -155,20 +155,13 @@ fn set_attributes(
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// What the file system server needs of `/proc` once the tree is all that there is.
-pub struct ProcFiles {
-    /// `/proc/self/fd`, in a mount that holds nothing else of `/proc`.
-    pub fd_directory: File,
-    /// `/proc/self/mountinfo`, of the new namespace.
-    pub mountinfo: File,
-}
-
 /// Enters a new mount namespace whose root is the tree of `shares`. The calling process must have a
-/// single thread and `CAP_SYS_ADMIN`.
+/// single thread and `CAP_SYS_ADMIN`. Gives what the file system server needs of `/proc` from then on:
+/// `/proc/self/fd`, in a mount that holds nothing else of it.
 ///
 /// # Errors
 /// See [`TreeError`]. What has been done by then is not undone: the process can only end.
-pub fn enter(shares: &[Share]) -> Result<ProcFiles, TreeError> {
+pub fn enter(shares: &[Share]) -> Result<File, TreeError> {
     // SAFETY: only namespaces are unshared; file descriptors stay shared with nobody as before.
     let unshared = unsafe { unshare_unsafe(UnshareFlags::NEWNS) };
     step("make a mount namespace", unshared)?;
@@ -183,12 +176,7 @@ pub fn enter(shares: &[Share]) -> Result<ProcFiles, TreeError> {
     step("make the tree the root", pivot_root(c".", c"."))?;
     step("leave the old root", unmount(c".", UnmountFlags::DETACH))?;
     step("change to the root", chdir(c"/"))?;
-
-    // Opened here so that it tells the mounts of this namespace as seen from this root.
-    let mountinfo = OFlags::RDONLY | OFlags::CLOEXEC;
-    let mountinfo =
-        step("open mountinfo", openat(&proc_self, c"mountinfo", mountinfo, Mode::empty()))?;
-    Ok(ProcFiles { fd_directory: fd_directory.into(), mountinfo: mountinfo.into() })
+    Ok(fd_directory.into())
 }
 
 /// Builds the tree in a tmpfs and mounts that over `/proc`, the one directory that is there on every
