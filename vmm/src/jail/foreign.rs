@@ -3,7 +3,9 @@
 //! It can't jail itself once it has opened what it needs, so it is jailed between fork and exec:
 //! unprivileged user, no capability, no new privileges, namespaces of its own (network included), and
 //! a root in which there are only the paths it is to see, read-only, and a `/proc` that shows
-//! nothing but itself. Its system calls are its own business (`-sandbox`).
+//! nothing but itself. Landlock refuses to change a file and to reach anybody outside, and a
+//! [list](super::seccomp::denied) of system calls is closed to it; what else it forbids itself is its
+//! own business (`-sandbox`).
 //!
 //! [`Foreign::plan`] does the thinking and allocating, in the parent; [`Foreign::enter`] makes
 //! system calls only, as must be between fork and exec.
@@ -21,10 +23,12 @@ use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::mount::{OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
+use seccompiler::BpfProgram;
 
 use super::error::During;
 use super::limits::Limits;
-use super::{CHEAP_NAMESPACES, JailError, capabilities, hardening, identity, namespaces, root};
+use super::{CHEAP_NAMESPACES, JailError, capabilities, hardening, identity, landlock};
+use super::{namespaces, root, seccomp};
 use crate::config::JailConfig;
 
 /// Where distributions keep programs, their libraries and their data. Those that exist are shown.
@@ -37,6 +41,7 @@ pub struct Foreign {
     identity: JailConfig,
     limits: Limits,
     shown: Vec<Shown>,
+    denied: BpfProgram,
 }
 
 /// A path of the host that the program sees under the same name.
@@ -61,7 +66,7 @@ impl Foreign {
     /// out. A symbolic link is shown as such.
     ///
     /// # Errors
-    /// A path is relative, contains `..`, or can't be looked at.
+    /// A path is relative, contains `..`, or can't be looked at; the system calls' list is wrong.
     pub fn plan(
         identity: JailConfig,
         limits: Limits,
@@ -80,7 +85,7 @@ impl Foreign {
                 seen.push(path);
             }
         }
-        Ok(Self { identity, limits, shown })
+        Ok(Self { identity, limits, shown, denied: seccomp::denied::compile()? })
     }
 
     /// Plans a jail for `program`, an absolute path: it sees [`PROGRAM_PATHS`], and if it isn't
@@ -135,7 +140,9 @@ impl Foreign {
             identity::take_on(self.identity)?;
         }
         capabilities::reduce_to(CapSet::empty())?;
-        hardening::no_new_privileges()
+        hardening::no_new_privileges()?;
+        landlock::deny_changes()?;
+        seccompiler::apply_filter(&self.denied).map_err(JailError::Load)
     }
 
     fn enter_root(&self) -> Result<(), JailError> {

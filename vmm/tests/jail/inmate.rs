@@ -1,15 +1,21 @@
 //! The jailed process: enters a jail and does what it was started for.
 
+use std::error::Error;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, Stdio};
 
-use kiln_vmm::config::JailConfig;
-use kiln_vmm::jail::Jail;
+use kiln_vmm::config::{FsConfig, InheritedFd, JailConfig, SharedTree};
+use kiln_vmm::jail::foreign::Foreign;
+use kiln_vmm::jail::{Jail, sandbox_limits};
+use kiln_vmm::virtio::fs;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use crate::attacks;
+use crate::place::{self, Place};
 
 /// First argument of a process that is to be jailed.
 pub const FLAG: &str = "--inmate";
@@ -34,16 +40,23 @@ pub enum Component {
     Devices,
     /// A command that runs a machine itself.
     Command,
+    Fs,
+    Qemu,
 }
 
 impl Component {
-    pub const ALL: [Self; 3] = [Self::Vmm, Self::Devices, Self::Command];
+    pub const ALL: [Self; 5] = [Self::Vmm, Self::Devices, Self::Command, Self::Fs, Self::Qemu];
+
+    /// Those that have no capability, whoever starts them.
+    pub const UNPRIVILEGED: [Self; 3] = [Self::Vmm, Self::Devices, Self::Command];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Vmm => "vmm",
             Self::Devices => "devices",
             Self::Command => "command",
+            Self::Fs => "fs",
+            Self::Qemu => "qemu",
         }
     }
 
@@ -52,6 +65,8 @@ impl Component {
         match self {
             Self::Vmm | Self::Command => "vmm",
             Self::Devices => "devices",
+            Self::Fs => "fs",
+            Self::Qemu => "qemu",
         }
     }
 }
@@ -72,6 +87,7 @@ pub struct Cell<'a> {
 pub struct Inmate {
     pub child: Child,
     pub control: OwnedFd,
+    _place: Place,
 }
 
 impl Cell<'_> {
@@ -79,14 +95,15 @@ impl Cell<'_> {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .unwrap();
-        let mut command = Command::new("/proc/self/exe");
+        let place = Place::new();
+        let mut command = Command::new(std::env::current_exe().unwrap());
         command
             .arg(FLAG)
             .args([self.component.name(), &self.identity.uid.to_string()])
             .args([&self.identity.gid.to_string(), &self.seccomp.to_string(), self.task])
             .env_clear()
-            .env("LISTENER", attacks::listener_port().to_string())
-            .env("PARENT", std::process::id().to_string())
+            .envs(place.environment())
+            .env("COMPONENT", self.component.name())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
@@ -107,7 +124,13 @@ impl Cell<'_> {
                 Ok(())
             });
         }
-        Inmate { child: command.spawn().unwrap(), control: ours }
+        if self.component == Component::Qemu {
+            let program = std::env::current_exe().unwrap();
+            let jail = Foreign::for_program(self.identity, sandbox_limits(), &program).unwrap();
+            // SAFETY: a planned jail makes system calls only.
+            unsafe { command.pre_exec(move || jail.enter()) };
+        }
+        Inmate { child: command.spawn().unwrap(), control: ours, _place: place }
     }
 }
 
@@ -124,7 +147,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
     let control = unsafe { BorrowedFd::borrow_raw(CONTROL) };
     let component = Component::ALL.into_iter().find(|known| known.name() == component).unwrap();
     if let Err(error) = enter(component, identity, control, seccomp == "true") {
-        let source = std::error::Error::source(&error).map(ToString::to_string);
+        let source = error.source().map(ToString::to_string);
         eprintln!("{error}: {source:?}");
         return ExitCode::from(NOT_JAILED);
     }
@@ -145,15 +168,38 @@ fn enter(
     identity: JailConfig,
     control: BorrowedFd<'_>,
     seccomp: bool,
-) -> Result<(), kiln_vmm::jail::JailError> {
+) -> Result<(), Box<dyn Error>> {
     let kept = [2, KEPT];
     let jail = match component {
         Component::Vmm => Jail::vmm(identity, Some(control), &kept),
         Component::Devices => Jail::devices(identity, control, &kept),
         // It has no control socket; the one of these tests is a descriptor like any other to it.
         Component::Command => Jail::vmm(identity, None, &[2, KEPT, CONTROL]),
+        Component::Fs => return enter_share(seccomp),
+        // It was put there before it was executed.
+        Component::Qemu => return Ok(()),
     };
-    if seccomp { jail.enter() } else { jail.confine() }
+    Ok(if seccomp { jail.enter() } else { jail.confine() }?)
+}
+
+/// Takes the place of `kiln fs`, whose listening socket is [`KEPT`].
+fn enter_share(seccomp: bool) -> Result<(), Box<dyn Error>> {
+    let share = File::options().read(true).custom_flags(libc::O_PATH).open(place::share())?;
+    let config = FsConfig {
+        id: "test".to_owned(),
+        socket: InheritedFd(KEPT),
+        rootfs: SharedTree { source: InheritedFd(share.into_raw_fd()), read_only: false },
+        mounts: Vec::new(),
+        control: InheritedFd(CONTROL),
+    };
+    // SAFETY: the parent put both there, and nothing here owns them or the share.
+    let confined = unsafe { fs::confine(config) }?;
+    if seccomp {
+        fs::restrict_system_calls(confined.control.as_fd())?;
+    }
+    // What it serves with stays open.
+    std::mem::forget(confined);
+    Ok(())
 }
 
 /// Says that it is jailed and waits until the other end of the control socket closes.

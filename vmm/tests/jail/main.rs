@@ -10,9 +10,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod attacks;
+mod attempts;
 mod foreign;
 mod inmate;
 mod outside;
+mod place;
 
 use std::process::ExitCode;
 

@@ -9,6 +9,7 @@
 //! `clone3` is answered with `ENOSYS`, for its flags are in memory where a filter can't see them:
 //! the C library then calls `clone`, which is allowed for threads only.
 
+pub mod denied;
 pub mod ioctl;
 mod lists;
 pub mod names;
