@@ -9,9 +9,12 @@
 //! * [`oom`]: the score by which the host's OOM killer chooses;
 //! * [`rootfs`]: the container's root file system, once everything is opened and started.
 //!
+//! It also gives up there what it has no use for, as those that stand for execs do: [`restraint`].
+//!
 //! What a sandbox is isolated by is its machine. None of this is needed for that, so a caller who
 //! may not have it all does without, and is told so in the log.
 
 pub mod namespaces;
 pub mod oom;
+pub mod restraint;
 pub mod rootfs;

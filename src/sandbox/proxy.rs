@@ -8,7 +8,8 @@
 //! passed on. The program ends with it, whatever ends it, and so does that of a foreground
 //! `kiln exec` with the command.
 //!
-//! It takes nothing from the guest but the bytes that it copies.
+//! It takes nothing from the guest but the bytes that it copies, and gives up what that takes no part in
+//! ([`place::restraint`]).
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -78,6 +79,7 @@ pub unsafe fn run(config: ProxyConfig) -> anyhow::Result<ExitCode> {
     let signals = watched_signals(config.detached);
     signals.thread_block()?;
     join(&config);
+    place::restraint::of_proxy(config.pid_file.is_some())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let span = tracing::info_span!("exec", id = %config.container);
     let _entered = span.enter();

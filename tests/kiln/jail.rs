@@ -1,4 +1,8 @@
-//! Each process of a live sandbox is in the jail that `docs/jail.md` says.
+//! Each process of a live sandbox is in the jail that `docs/jail.md` says: what its tables promise is
+//! read there and compared with `/proc/PID`.
+
+#[path = "promise.rs"]
+mod promise;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -17,28 +21,22 @@ use crate::stage::Stage;
 /// How long a sandbox may take to be up on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The capabilities of the file system process: CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER,
-/// FSETID, SETGID, SETUID, MKNOD, SETFCAP.
-const MAKE_FILES: u64 = 0x8800_00df;
-
 /// A process as the host sees it.
-struct Process {
-    pid: i32,
+pub struct Process {
+    pub pid: i32,
     name: String,
 }
 
 impl Process {
-    fn status(&self, field: &str) -> String {
+    /// A line of its `/proc/PID/status`.
+    pub fn status(&self, field: &str) -> String {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("status");
         line(&status, field)
     }
 
-    fn capabilities(&self, set: &str) -> u64 {
+    /// One of its capability sets.
+    pub fn capabilities(&self, set: &str) -> u64 {
         u64::from_str_radix(&self.status(set), 16).expect("a mask")
-    }
-
-    fn namespace(&self, kind: &str) -> String {
-        namespace(&self.pid.to_string(), kind)
     }
 
     /// Names in its root directory.
@@ -54,42 +52,29 @@ impl Process {
         links.map(|link| link.to_string_lossy().into_owned()).collect()
     }
 
-    fn limit(&self, name: &str) -> String {
+    /// One of its resource limits, the soft one.
+    pub fn limit(&self, name: &str) -> String {
         let limits = fs::read_to_string(format!("/proc/{}/limits", self.pid)).expect("limits");
         let line = limits.lines().find_map(|line| line.strip_prefix(name)).expect("the limit");
         line.split_whitespace().next().expect("a soft limit").to_owned()
     }
 
-    /// What holds for every process but the monitor.
-    fn check_common(&self, capabilities: u64, namespaces: &[&str]) {
-        let name = &self.name;
-        for set in ["CapPrm", "CapEff", "CapBnd"] {
-            assert_eq!(self.capabilities(set), capabilities, "{name} {set}");
-        }
-        for set in ["CapInh", "CapAmb"] {
-            assert_eq!(self.capabilities(set), 0, "{name} {set}");
-        }
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid)).expect("threads");
-        for task in tasks {
-            let path = task.expect("thread").path().join("status");
-            // A thread may have ended meanwhile.
-            let Ok(status) = fs::read_to_string(path) else { continue };
-            assert_eq!(line(&status, "NoNewPrivs"), "1", "{name}");
-            assert_eq!(line(&status, "Seccomp"), "2", "{name}");
-        }
-        for kind in namespaces {
-            assert_ne!(self.namespace(kind), namespace("self", kind), "{name} {kind}");
-        }
-        assert_eq!(self.limit("Max core file size"), "0", "{name}");
-    }
-
-    fn check_identity(&self) -> u32 {
+    /// Gives the user that nobody else has.
+    pub fn check_identity(&self) -> u32 {
         let ids: Vec<String> = ["Uid", "Gid"].iter().map(|field| self.status(field)).collect();
         let id: u32 = ids[0].split(' ').next().expect("an id").parse().expect("a number");
         assert!(id >= 0x7000_0000, "{} has uid {id}", self.name);
         assert_eq!(ids, [format!("{id} {id} {id} {id}"), format!("{id} {id} {id} {id}")]);
         assert_eq!(self.status("Groups"), "");
         id
+    }
+
+    /// What the process's column of the tables promises.
+    fn check(&self, column: &str) {
+        for (row, cell) in promises(column) {
+            let holds = promise::holds(self, &row, &cell);
+            assert!(holds, "{} ({column}): {row}: {cell}", self.name);
+        }
     }
 
     fn check_files(&self, also: &[&str]) {
@@ -100,15 +85,15 @@ impl Process {
         }
     }
 
-    fn check_vmm_or_devices(&self, namespaces: &[&str], files: &[&str]) -> u32 {
-        self.check_common(0, namespaces);
+    fn check_vmm_or_devices(&self, column: &str, files: &[&str]) -> u32 {
+        self.check(column);
         assert_eq!(self.root(), BTreeSet::new(), "{}", self.name);
         self.check_files(files);
         self.check_identity()
     }
 
     fn check_qemu(&self, kernel: &str) -> u32 {
-        self.check_common(0, &["mnt", "ipc", "uts", "cgroup", "net"]);
+        self.check("QEMU");
         let shown = ["bin", "etc", "gnu", "lib", "lib32", "lib64", "nix", "proc", "usr"];
         let seen = self.root();
         assert!(seen.iter().all(|name| shown.contains(&name.as_str())), "{seen:?}");
@@ -117,18 +102,20 @@ impl Process {
     }
 
     fn check_fs(&self) {
-        self.check_common(MAKE_FILES, &["mnt", "ipc", "uts", "net"]);
+        self.check("`kiln fs`");
         let exported = ["mounts", "rootfs"].map(String::from);
         assert_eq!(self.root(), BTreeSet::from(exported));
     }
 }
 
-fn line(status: &str, field: &str) -> String {
+/// A line of a `/proc/PID/status`.
+pub fn line(status: &str, field: &str) -> String {
     let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
     line.expect("the field").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn namespace(pid: &str, kind: &str) -> String {
+/// The namespace of a process.
+pub fn namespace(pid: &str, kind: &str) -> String {
     fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("namespace").to_string_lossy().into()
 }
 
@@ -194,6 +181,30 @@ impl Drop for Running {
     }
 }
 
+/// The rows of the documentation's tables, for the process whose column begins so.
+fn promises(column: &str) -> Vec<(String, String)> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/jail.md");
+    let text = fs::read_to_string(path).expect("the documentation");
+    let mut rows = Vec::new();
+    let mut place = None;
+    for line in text.lines() {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        match (line.starts_with('|'), place) {
+            (false, _) => place = None,
+            // A heading of processes.
+            (true, None) if cells[0].is_empty() => {
+                place = cells.iter().position(|cell| cell.starts_with(column));
+            }
+            (true, Some(at)) if cells[0] != "---" => {
+                rows.push((cells[0].to_owned(), cells[at].to_owned()));
+            }
+            (true, _) => {}
+        }
+    }
+    assert!(!rows.is_empty(), "docs/jail.md has no column {column}");
+    rows
+}
+
 fn machine(engine: &str, options: &[&OsStr]) -> Running {
     let stage = Stage::new(&["true"]);
     let image = stage.path().join("guest");
@@ -228,7 +239,7 @@ fn vmm_beside_a_command_that_is_needed() {
 fn check_vmm(running: &Running, name: &str, also: &[&str]) {
     let disk = running.stage.path().join("disk");
     let files = [&["/dev/kvm", "anon_inode:kvm-", disk.to_str().expect("text")], also].concat();
-    running.process(name).check_vmm_or_devices(&["mnt", "ipc", "uts", "cgroup"], &files);
+    running.process(name).check_vmm_or_devices("`kiln vmm`", &files);
 }
 
 #[test]
@@ -239,8 +250,7 @@ fn qemu_and_its_devices() {
     let qemu = running.process("qemu-system-x86").check_qemu(&kernel);
     let devices = running.process("kiln-devices");
     let disk = format!("{folder}/disk");
-    let namespaces = ["mnt", "ipc", "uts", "cgroup", "net"];
-    assert_eq!(devices.check_vmm_or_devices(&namespaces, &[&disk]), qemu);
+    assert_eq!(devices.check_vmm_or_devices("`kiln devices`", &[&disk]), qemu);
     running.end();
 }
 
@@ -252,9 +262,18 @@ fn processes_of_a_container() {
     let running = Running::start(stage, command, "running\n");
     let kernel = fs::canonicalize(crate::stage::lib_dir().join("vmlinux")).expect("a kernel");
     let qemu = running.process("qemu-system-x86").check_qemu(kernel.to_str().expect("text"));
-    let namespaces = ["mnt", "ipc", "uts", "cgroup", "net"];
     let devices = running.process("kiln-devices");
-    assert_eq!(devices.check_vmm_or_devices(&namespaces, &[]), qemu);
+    assert_eq!(devices.check_vmm_or_devices("`kiln devices`", &[]), qemu);
     running.process("kiln-fs").check_fs();
+    running.process("kiln-monitor").check("`kiln monitor`");
+    let mut exec = running.stage.kiln();
+    let exec = exec.args(["exec", "test", "sh", "-c", "echo executed; sleep 1000"]);
+    let mut exec = exec.stdout(Stdio::piped()).spawn().expect("kiln starts");
+    let mut output = BufReader::new(exec.stdout.take().expect("a pipe"));
+    let mut said = String::new();
+    output.read_line(&mut said).expect("reads");
+    assert_eq!(said, "executed\n");
+    running.process("kiln-exec").check("`kiln exec-proxy`");
     running.end();
+    exec.wait().expect("ends");
 }

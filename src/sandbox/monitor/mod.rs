@@ -85,6 +85,7 @@ pub unsafe fn run(mut config: MonitorConfig) -> anyhow::Result<ExitCode> {
         None => Trace::default(),
     };
     let state = StateDir::inherit(config.state.0.clone(), lock).context("state directory")?;
+    place::restraint::of_monitor()?;
     watched_signals(config.mode != Mode::Attached).thread_block()?;
     let origin = Origin::here()?;
     let outside = network::namespace().context("/proc/self/ns/net")?;
