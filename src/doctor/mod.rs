@@ -3,6 +3,7 @@
 //! * [`engines`]: KVM and the self-test on it, QEMU.
 //! * [`guest`]: the guest's kernel and agent.
 //! * [`host`]: what the processes of a sandbox ask of the host.
+//! * [`jail`]: what their jails ask of its kernel.
 //!
 //! Nothing is changed on the host, but that the engine's verdict is remembered. A check that fails
 //! takes something away that it names. One engine of two is enough; what no container can do without
@@ -12,6 +13,7 @@
 mod engines;
 mod guest;
 mod host;
+mod jail;
 
 use std::fmt;
 use std::path::Path;
@@ -93,6 +95,7 @@ pub fn examine(settings: &Settings, lib_dir: Option<&Path>, memory: Memory) -> R
     let engines = checks.len();
     checks.extend(guest::checks(lib_dir));
     checks.extend(host::checks());
+    checks.extend(jail::checks());
     let engine = match (kvm, emulated) {
         (true, _) => Some("kvm"),
         (false, true) => Some("emulated"),
