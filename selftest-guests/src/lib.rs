@@ -60,6 +60,12 @@ guests! {
     /// The entropy device and the virtio console, those that are there: says `hello from the
     /// guest`, and with the word `echo` sends back one line.
     RNG_AND_CONSOLE = "rng_and_console";
+    /// Attacks all devices: their registers, rings and requests. `memory_mib=N` is where memory ends;
+    /// `vsock_port=PORT` the host's port; with `vsock_connections=N` it says `ok listening`, waits for
+    /// as many (256 at most) of the host and sends more than they take; with the word `race` a second
+    /// CPU takes part. A share needs `rootfs/`, in which it makes a thousand files. What a disk holds
+    /// afterwards is undefined.
+    HOSTILE = "hostile";
     /// Switches the machine off with its first instructions.
     SHUTDOWN = "shutdown";
     /// Resets the machine through the keyboard controller with its first instructions.

@@ -1,14 +1,21 @@
-//! Attempts to get out: hostile bundles, and a guest whose agent was taken over.
+//! Attempts to get out: hostile bundles, a guest whose agent was taken over, and one whose drivers keep
+//! to no rule.
 //!
-//! Hostile programs in the jails' places are `vmm/tests/jail`'s, hostile drivers `vmm/tests`'.
-//! These tests need root, QEMU, gcc, a static busybox at /bin/busybox, and the guest's kernel and
+//! Hostile programs in the jails' places are `vmm/tests/jail`'s.
+//! These tests need root, `/dev/kvm`, QEMU, gcc, a static busybox at /bin/busybox, and the guest's kernel and
 //! agent, as those in `tests/kiln` do.
 
 // What fails here is the test.
-#![allow(clippy::expect_used)]
+#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod agent;
 mod bundles;
+mod devices;
+#[path = "../vmm/process.rs"]
+mod process;
+mod share;
 #[path = "../kiln/stage.rs"]
 #[allow(dead_code, reason = "these tests use a part of it")]
 mod stage;
+#[path = "../../vmm/tests/tap/mod.rs"]
+mod tap;

@@ -13,21 +13,21 @@ pub const MAGIC: u64 = 0x000;
 pub const VERSION: u64 = 0x004;
 pub const DEVICE_ID: u64 = 0x008;
 const DEVICE_FEATURES: u64 = 0x010;
-const DEVICE_FEATURES_SELECT: u64 = 0x014;
-const DRIVER_FEATURES: u64 = 0x020;
-const DRIVER_FEATURES_SELECT: u64 = 0x024;
+pub const DEVICE_FEATURES_SELECT: u64 = 0x014;
+pub const DRIVER_FEATURES: u64 = 0x020;
+pub const DRIVER_FEATURES_SELECT: u64 = 0x024;
 pub const QUEUE_SELECT: u64 = 0x030;
 pub const QUEUE_SIZE_MAX: u64 = 0x034;
-const QUEUE_SIZE: u64 = 0x038;
+pub const QUEUE_SIZE: u64 = 0x038;
 pub const QUEUE_READY: u64 = 0x044;
-const QUEUE_NOTIFY: u64 = 0x050;
-const INTERRUPT_STATUS: u64 = 0x060;
-const INTERRUPT_ACK: u64 = 0x064;
+pub const QUEUE_NOTIFY: u64 = 0x050;
+pub const INTERRUPT_STATUS: u64 = 0x060;
+pub const INTERRUPT_ACK: u64 = 0x064;
 pub const STATUS: u64 = 0x070;
-const QUEUE_DESCRIPTORS: u64 = 0x080;
+pub const QUEUE_DESCRIPTORS: u64 = 0x080;
 const QUEUE_DRIVER: u64 = 0x090;
 const QUEUE_DEVICE: u64 = 0x0a0;
-const CONFIG: u64 = 0x100;
+pub const CONFIG: u64 = 0x100;
 
 pub const ACKNOWLEDGE: u32 = 1;
 pub const DRIVER: u32 = 2;
@@ -98,6 +98,19 @@ impl Window {
         self.read(STATUS) & FEATURES_OK != 0
     }
 
+    /// Sets a queue up. Whether the device takes it.
+    pub fn set_queue(&self, index: u32, size: u32, places: [u64; 3]) -> bool {
+        self.write(QUEUE_SELECT, index);
+        self.write(QUEUE_SIZE, size);
+        for (register, address) in [QUEUE_DESCRIPTORS, QUEUE_DRIVER, QUEUE_DEVICE].iter().zip(places)
+        {
+            self.write(*register, address as u32);
+            self.write(register + 4, (address >> 32) as u32);
+        }
+        self.write(QUEUE_READY, 1);
+        self.read(QUEUE_READY) == 1
+    }
+
     /// Resets the device and waits until it says so.
     pub fn reset(&self) -> bool {
         self.write(STATUS, 0);
@@ -112,6 +125,7 @@ pub enum Error {
     Features,
     QueueTaken(u32),
     QueueTooSmall(u32),
+    QueueRefused(u32),
     Broken,
     NoInterrupt,
 }
@@ -123,6 +137,7 @@ impl fmt::Display for Error {
             Self::Features => write!(to, "it refuses the features that it offers"),
             Self::QueueTaken(index) => write!(to, "queue {index} is ready after a reset"),
             Self::QueueTooSmall(index) => write!(to, "queue {index} is too small"),
+            Self::QueueRefused(index) => write!(to, "queue {index} is refused"),
             Self::Broken => write!(to, "it needs a reset"),
             Self::NoInterrupt => write!(to, "no interrupt came"),
         }
@@ -164,16 +179,10 @@ impl Device {
         if window.read(QUEUE_SIZE_MAX) < u32::from(queue::SIZE) {
             return Err(Error::QueueTooSmall(index));
         }
-        window.write(QUEUE_SIZE, queue::SIZE.into());
-        let [descriptors, driver, device] = ring.addresses();
-        for (register, address) in
-            [(QUEUE_DESCRIPTORS, descriptors), (QUEUE_DRIVER, driver), (QUEUE_DEVICE, device)]
-        {
-            window.write(register, address as u32);
-            window.write(register + 4, (address >> 32) as u32);
+        match window.set_queue(index, queue::SIZE.into(), ring.addresses()) {
+            true => Ok(Queue::new(ring)),
+            false => Err(Error::QueueRefused(index)),
         }
-        window.write(QUEUE_READY, 1);
-        Ok(Queue::new(ring))
     }
 
     /// Tells the device that its queues are set up.

@@ -4,8 +4,9 @@
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::thread;
 
-use kiln_selftest_guests::{BLOCK, RNG_AND_CONSOLE, VIRTIO_DISCOVERY};
+use kiln_selftest_guests::{BLOCK, HOSTILE, RNG_AND_CONSOLE, VIRTIO_DISCOVERY};
 use kiln_vmm::config::{Entry, GuestEnd};
 use kiln_vmm::kvm::{DeviceGroup, layout};
 use kiln_vmm::virtio::block::Block;
@@ -52,6 +53,27 @@ fn entropy_is_drawn_and_the_console_echoes() {
     let mut said = String::new();
     output.read_to_string(&mut said).unwrap();
     assert_eq!(said, "hello from the guest\ntyped by the host\n");
+}
+
+/// Its driver keeps to no rule, in two processors at once. (`tests/escape` has the other devices attacked
+/// so, in the process that serves users.)
+#[test]
+fn a_console_is_attacked() {
+    let (mut output, guest_output) = std::io::pipe().unwrap();
+    let (guest_input, mut input) = std::io::pipe().unwrap();
+    let console =
+        Console::new(Some(OwnedFd::from(guest_input)), Some(OwnedFd::from(guest_output)), None);
+    let mut machine = machine(2);
+    machine.add_device(Box::new(console.unwrap()), DeviceGroup::Streams).unwrap();
+    // There is always something to read, and always somebody who reads; the guest's end ends both.
+    let typing = thread::spawn(move || while input.write_all(b"typed by the host\n").is_ok() {});
+    let reading = thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()).unwrap());
+    let outcome = run(machine, HOSTILE, "memory_mib=64 race", Entry::Auto);
+    assert_eq!(outcome.end, GuestEnd::Shutdown);
+    let good = |line: &&String| line.starts_with("ok ") || *line == "device 3";
+    assert!(outcome.lines.iter().all(|line| good(&line)), "{outcome:#?}");
+    typing.join().unwrap();
+    assert!(reading.join().unwrap() > 0);
 }
 
 /// Every 8-byte word holds its own number.

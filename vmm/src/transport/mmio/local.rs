@@ -7,6 +7,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::worker::{Served, WorkerHandle};
+use crate::log_limit::LogLimit;
 use crate::sync::lock;
 use crate::transport::{ActivateError, Activation, Backend};
 use crate::virtio::VirtioDevice;
@@ -21,13 +22,15 @@ pub struct LocalBackend {
     queue_max_sizes: Vec<u16>,
     worker: WorkerHandle,
     served: Option<SubscriberId>,
+    breaks: Arc<LogLimit>,
 }
 
 impl LocalBackend {
     /// A device, to be served by `worker` once its driver is ready.
     pub fn new(device: Box<dyn VirtioDevice>, worker: WorkerHandle) -> Self {
         let queue_max_sizes = device.queue_max_sizes().to_vec();
-        Self { device: Arc::new(Mutex::new(device)), queue_max_sizes, worker, served: None }
+        let (device, breaks) = (Arc::new(Mutex::new(device)), Arc::default());
+        Self { device, queue_max_sizes, worker, served: None, breaks }
     }
 }
 
@@ -54,7 +57,7 @@ impl Backend for LocalBackend {
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         lock(&self.device).ack_features(activation.features);
-        let served = Served::new(self.device.clone(), activation);
+        let served = Served::new(self.device.clone(), activation, self.breaks.clone());
         let id = self.worker.serve(served).map_err(|source| ActivateError::Host {
             what: "hand the queues to the device's thread",
             source,

@@ -279,7 +279,10 @@ impl MmioTransport {
             .and_then(|()| self.activation())
             .and_then(|activation| self.backend.activate(activation));
         let Err(e) = result else { return };
-        tracing::error!(device = self.backend.device_type(), "virtio device not started: {e}");
+        if let Some(count) = self.breaches.admit() {
+            let device = self.backend.device_type();
+            tracing::error!(device, count, "virtio device not started: {e}");
+        }
         self.interrupt.demand_reset();
     }
 

@@ -13,6 +13,7 @@ use event_manager::{
 };
 use virtio_queue::{Queue, QueueT};
 
+use crate::log_limit::LogLimit;
 use crate::sync::lock;
 use crate::transport::Activation;
 use crate::virtio::{DeviceError, Event, Queues, Used, VirtioDevice};
@@ -128,6 +129,8 @@ pub(super) struct Served {
     device: Arc<Mutex<Box<dyn VirtioDevice>>>,
     activation: Activation,
     broken: bool,
+    /// Counts what broke the device, over all activations.
+    breaks: Arc<LogLimit>,
     /// Why it could not be watched.
     failed: Option<Error>,
 }
@@ -136,8 +139,12 @@ pub(super) struct Served {
 const HOST: u32 = u32::MAX;
 
 impl Served {
-    pub fn new(device: Arc<Mutex<Box<dyn VirtioDevice>>>, activation: Activation) -> Self {
-        Self { device, activation, broken: false, failed: None }
+    pub fn new(
+        device: Arc<Mutex<Box<dyn VirtioDevice>>>,
+        activation: Activation,
+        breaks: Arc<LogLimit>,
+    ) -> Self {
+        Self { device, activation, broken: false, breaks, failed: None }
     }
 
     /// What is watched for it.
@@ -222,8 +229,14 @@ impl MutEventSubscriber for Served {
             }
         };
         if let Err(e) = self.serve(event) {
-            let kind = lock(&self.device).device_type();
-            tracing::error!(device = kind, "virtio device stopped until it is reset: {e}");
+            if let Some(count) = self.breaks.admit() {
+                let kind = lock(&self.device).device_type();
+                tracing::error!(
+                    device = kind,
+                    count,
+                    "virtio device stopped until it is reset: {e}"
+                );
+            }
             self.broken = true;
             self.stop_watching(ops);
             self.activation.interrupt.demand_reset();

@@ -7,6 +7,7 @@ use virtio_queue::{Queue, QueueT};
 
 use super::memory::MemoryTable;
 use super::vring::Vring;
+use crate::log_limit::LogLimit;
 use crate::virtio::{Event, Queues, Used, VirtioDevice};
 
 /// The size that every queue may have, whatever its device asks for: QEMU's virtio-mmio offers the
@@ -21,6 +22,7 @@ pub(super) struct Session {
     vrings: Vec<Vring>,
     /// The device has failed and waits for a reset.
     failed: bool,
+    failures: LogLimit,
     /// The front-end has enabled rings before it has set features.
     enabled_early: bool,
 }
@@ -33,7 +35,8 @@ impl Session {
             (0..).zip(sizes).map(|(index, size)| Vring::new(index, (*size).max(QEMU_QUEUE_SIZE)));
         let vrings = vrings.collect::<Result<_>>()?;
         let table = MemoryTable::empty();
-        Ok(Self { device, epoll, table, vrings, failed: false, enabled_early: false })
+        let failures = LogLimit::new();
+        Ok(Self { device, epoll, table, vrings, failed: false, failures, enabled_early: false })
     }
 
     /// A doorbell rings.
@@ -163,9 +166,16 @@ impl Session {
         match self.device.process(event, &mut queues) {
             Ok(used) => self.interrupt(used),
             Err(error) => {
-                let error: &dyn std::error::Error = &error;
-                let device = self.device.device_type();
-                tracing::error!(error, device, "device stopped until its driver resets it");
+                if let Some(count) = self.failures.admit() {
+                    let error: &dyn std::error::Error = &error;
+                    let device = self.device.device_type();
+                    tracing::error!(
+                        error,
+                        device,
+                        count,
+                        "device stopped until its driver resets it"
+                    );
+                }
                 self.failed = true;
                 for vring in &mut self.vrings {
                     vring.report_error();

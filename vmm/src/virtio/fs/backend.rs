@@ -28,6 +28,7 @@ use vmm_sys_util::event::{
 
 use super::guarded::GuardedFs;
 use super::request::RequestServer;
+use crate::log_limit::LogLimit;
 
 /// Queues of the device: one for high priority, the rest for requests.
 pub const QUEUES: usize = 3;
@@ -45,6 +46,7 @@ pub struct FsBackend {
     server: RequestServer,
     memory: RwLock<Option<Memory>>,
     event_idx: AtomicBool,
+    breaches: LogLimit,
 }
 
 impl FsBackend {
@@ -54,6 +56,7 @@ impl FsBackend {
             server: RequestServer::new(file_system),
             memory: RwLock::new(None),
             event_idx: AtomicBool::new(false),
+            breaches: LogLimit::new(),
         }
     }
 
@@ -154,8 +157,10 @@ impl VhostUserBackend for FsBackend {
         own_file_system_attributes()?;
         // An error returned from here would end the thread for good. A driver that breaks its queue
         // can reset the device and do better.
-        if let Err(error) = self.serve_queue(device_event, vrings) {
-            tracing::warn!(%error, "file system queue is broken");
+        if let Err(error) = self.serve_queue(device_event, vrings)
+            && let Some(count) = self.breaches.admit()
+        {
+            tracing::warn!(%error, count, "file system queue is broken");
         }
         Ok(())
     }

@@ -2,131 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
-#[path = "../vmm/tests/tap/mod.rs"]
+mod process;
+#[path = "../../vmm/tests/tap/mod.rs"]
 mod tap;
 
-use std::fs::{self, File};
-use std::io::{Seek, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::process::{Child, Command, ExitStatus, Stdio};
-
 use kiln_selftest_guests as guests;
-use kiln_vmm::config::{
-    BootConfig, ConsoleConfig, ConsoleKind, Entry, GuestEnd, InheritedFd, JailConfig,
-    MachineConfig, NetConfig, RateConfig, VmmConfig, VmmEvent,
-};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
-
-/// A vmm process and the monitor's end of its control socket.
-struct Vmm {
-    process: Child,
-    control: OwnedFd,
-    output: std::io::PipeReader,
-}
-
-fn inherited(fd: &impl AsFd) -> InheritedFd {
-    fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
-    InheritedFd(fd.as_fd().as_raw_fd())
-}
-
-fn file_of(bytes: &[u8]) -> File {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(bytes).unwrap();
-    file.rewind().unwrap();
-    file
-}
-
-impl Vmm {
-    fn start(kernel: &[u8], cpus: u8) -> Self {
-        Self::start_with(kernel, cpus, |_| ())
-    }
-
-    fn start_with(kernel: &[u8], cpus: u8, change: impl FnOnce(&mut MachineConfig)) -> Self {
-        let kvm = File::options().read(true).write(true).open("/dev/kvm");
-        let kvm = kvm.expect("these tests need /dev/kvm");
-        let kernel = file_of(kernel);
-        let (output, guest_end) = std::io::pipe().unwrap();
-        let (control, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
-                .unwrap();
-        let mut machine = MachineConfig {
-            id: "test".into(),
-            kvm: inherited(&kvm),
-            memory_mib: 64,
-            cpus,
-            boot: BootConfig {
-                kernel: inherited(&kernel),
-                initrd: None,
-                cmdline: String::new(),
-                entry: Entry::Auto,
-            },
-            console: ConsoleConfig {
-                kind: ConsoleKind::Serial,
-                input: None,
-                output: Some(inherited(&guest_end)),
-            },
-            disks: Vec::new(),
-            nets: Vec::new(),
-            shares: Vec::new(),
-            vsock: None,
-            jail: JailConfig { uid: 65_000, gid: 65_000 },
-        };
-        change(&mut machine);
-        let config = VmmConfig { machine, control: inherited(&theirs) };
-        let config = file_of(&serde_json::to_vec(&config).unwrap());
-        let process = Command::new(env!("CARGO_BIN_EXE_kiln"))
-            .args(["vmm", "--config-fd", &inherited(&config).0.to_string()])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        Self { process, control, output }
-    }
-
-    /// What it tells the monitor next; nothing when it has ended.
-    fn event(&self) -> Option<VmmEvent> {
-        let mut packet = vec![0; 1 << 16];
-        let length = recv(self.control.as_raw_fd(), &mut packet, MsgFlags::empty()).unwrap();
-        (length > 0).then(|| serde_json::from_slice(&packet[..length]).unwrap())
-    }
-
-    /// Waits until the guest has written a line to its console.
-    fn wait_for_line(&mut self) -> String {
-        use std::io::{BufRead, BufReader};
-        let mut line = String::new();
-        BufReader::new(&mut self.output).read_line(&mut line).unwrap();
-        line
-    }
-
-    fn wait(&mut self) -> ExitStatus {
-        self.process.wait().unwrap()
-    }
-
-    fn status_line(&self, name: &str) -> String {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.trim_start_matches(':').split_whitespace().collect::<Vec<_>>().join(" ")
-    }
-
-    fn thread_names(&self) -> Vec<String> {
-        let threads = fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
-        let mut names: Vec<_> = threads
-            .map(|thread| fs::read_to_string(thread.unwrap().path().join("comm")).unwrap())
-            .map(|name| name.trim().to_owned())
-            // Threads of the kernel's own, for machines.
-            .filter(|name| !name.starts_with("kvm-"))
-            .collect();
-        names.sort();
-        names
-    }
-}
-
-impl Drop for Vmm {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
+use kiln_vmm::config::{GuestEnd, InheritedFd, MachineConfig, NetConfig, RateConfig, VmmEvent};
+use process::{Vmm, file_of, inherited};
 
 #[test]
 fn the_monitor_is_told_how_the_guest_ended() {
