@@ -1,6 +1,5 @@
 //! What `create` and `run` share: from a bundle and options to a sandbox with its monitor.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::SystemTime;
@@ -172,11 +171,10 @@ fn warn_of_no_network(spec: &Spec) {
     let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
     let is_network = |namespace: &LinuxNamespace| namespace.typ() == LinuxNamespaceType::Network;
     if !namespaces.into_iter().flatten().any(is_network) {
-        let warning = "linux.namespaces: no network namespace: a guest cannot use the host's \
-                       network, so the container has a loopback interface only";
-        tracing::warn!("{warning}");
-        // Standard error that is closed has no reader to miss it.
-        let _ = writeln!(std::io::stderr(), "kiln: {warning}");
+        tracing::warn!(
+            "linux.namespaces: no network namespace: a guest cannot use the host's network, so the \
+             container has a loopback interface only"
+        );
     }
 }
 

@@ -124,10 +124,11 @@ fn every_device_is_attacked() {
     let (stop, stopped) = mpsc::channel();
     let neighbour = honest_neighbour(stopped);
     let (quiet, until) = mpsc::channel::<()>();
-    // Frames for a network device whose receive queue is at fault.
+    // Frames for a network device whose receive queue is at fault, until the tap goes with the vmm.
     let sending = thread::spawn(move || {
-        while until.try_recv() == Err(mpsc::TryRecvError::Empty) {
-            wire.send(&tap::frame(60, 1));
+        while until.try_recv() == Err(mpsc::TryRecvError::Empty)
+            && wire.try_send(&tap::frame(60, 1)).is_ok()
+        {
             thread::sleep(Duration::from_millis(1));
         }
     });

@@ -6,9 +6,14 @@ mod process;
 #[path = "../../vmm/tests/tap/mod.rs"]
 mod tap;
 
+use std::time::{Duration, Instant};
+
 use kiln_selftest_guests as guests;
 use kiln_vmm::config::{GuestEnd, InheritedFd, MachineConfig, NetConfig, RateConfig, VmmEvent};
 use process::{Vmm, file_of, inherited};
+
+/// How long what should happen at once may take on a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 #[test]
 fn the_monitor_is_told_how_the_guest_ended() {
@@ -36,7 +41,12 @@ fn it_runs_its_guest_without_privileges_and_ends_with_its_monitor() {
     assert_eq!(vmm.status_line("NoNewPrivs"), "1");
     assert_eq!(vmm.status_line("Seccomp"), "2");
     assert_eq!(vmm.status_line("Uid"), "65000 65000 65000 65000");
-    assert_eq!(vmm.thread_names(), ["kiln-vmm", "serial", "vcpu0", "vcpu1", "vcpu2"]);
+    // A thread has its name only once it runs.
+    let begin = Instant::now();
+    while vmm.thread_names() != ["kiln-vmm", "serial", "vcpu0", "vcpu1", "vcpu2"] {
+        assert!(begin.elapsed() < PATIENCE, "{:?}", vmm.thread_names());
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let (ours, _) = std::io::pipe().unwrap();
     vmm.control = ours.into();
     vmm.wait();

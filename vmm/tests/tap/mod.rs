@@ -100,9 +100,18 @@ impl Wire {
 
     /// Sends a frame to the tap.
     pub fn send(&self, frame: &[u8]) {
+        self.try_send(frame).expect("sent");
+    }
+
+    /// The same for a tap that may have gone.
+    pub fn try_send(&self, frame: &[u8]) -> io::Result<()> {
         // SAFETY: the frame is as long as is said.
         let sent = unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
-        assert_eq!(sent, frame.len() as isize, "{}", io::Error::last_os_error());
+        if sent < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        assert_eq!(sent, frame.len() as isize);
+        Ok(())
     }
 
     /// A frame from the tap that has come.
