@@ -17,5 +17,6 @@ mod share;
 #[path = "../kiln/stage.rs"]
 #[allow(dead_code, reason = "these tests use a part of it")]
 mod stage;
+mod step;
 #[path = "../../vmm/tests/tap/mod.rs"]
 mod tap;

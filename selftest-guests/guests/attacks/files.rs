@@ -27,7 +27,7 @@ const TOP: u64 = 1;
 
 const INVALID: i32 = 22;
 /// Files that are made.
-const FILES: u32 = 1000;
+const FILES: u32 = 300;
 
 /// What a request came to.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -91,9 +91,9 @@ fn send(
     raw.put(HEADER as u64, body);
     raw.put(REPLY, &[0; 16]);
     raw.chain(&[(raw.buffer(), truth, false), (raw.buffer() + REPLY, room, true)]);
-    raw.offer(0);
     let before = raw.used();
-    if ring(window, QUEUE, true) != Outcome::Used {
+    raw.offer(0);
+    if ring(window, QUEUE, before, true) != Outcome::Used {
         return Answer::Broken;
     }
     match raw.used_chain(before) {
@@ -146,7 +146,7 @@ fn bodies(window: Window, rootfs: u64) {
             continue;
         }
         for node in [0, TOP, rootfs, rootfs + 1, TOP << 48 | TOP, u64::MAX] {
-            for (byte, length) in [(0, 0), (0, 64), (0xff, 64), (0xff, 7), (0x7f, 128)] {
+            for (byte, length) in [(0, 0), (0, 64), (0xff, 64), (0x7f, 127)] {
                 let answer = send(window, opcode, node, &[byte; 128][..length], None, ROOM);
                 let silent = matches!(opcode, FORGET | INTERRUPT | BATCH_FORGET);
                 let right = match answer {

@@ -43,17 +43,19 @@ pub fn attack(window: Window) {
             raw.put(2 + 2 * at as u64, &length.to_le_bytes());
         }
         raw.chain(&[(raw.buffer(), HEADER as u32 + frame, false)]);
+        let before = raw.used();
         raw.offer(0);
-        if ring(window, TX, true) != Outcome::Used {
+        if ring(window, TX, before, true) != Outcome::Used {
             unanswered += 1;
             begin(window, FEATURES);
         }
     }
     for part in 0..HEADER as u32 {
         raw.chain(&[(raw.buffer(), part, false)]);
+        let before = raw.used();
         raw.offer(0);
         // Less than a header: dropped, or the end of the device until it is reset.
-        if ring(window, TX, true) == Outcome::Broken && !begin(window, FEATURES) {
+        if ring(window, TX, before, true) == Outcome::Broken && !begin(window, FEATURES) {
             return fail("network", format_args!("it does not begin anew"));
         }
     }

@@ -75,17 +75,23 @@ pub enum Outcome {
     Nothing,
 }
 
-/// Rings a queue's doorbell and waits for what comes of it: for a moment, or as long as it takes.
-pub fn ring(window: Window, queue: u32, at_length: bool) -> Outcome {
+/// Rings a queue's doorbell and waits until the device has used another chain than the `before`th, for a
+/// moment or as long as it takes. (The device may have seen what was offered before its bell rings.)
+pub fn ring(window: Window, queue: u32, before: u16, at_length: bool) -> Outcome {
     let raw = Raw::of(queue);
-    let before = raw.used();
     window.write(QUEUE_NOTIFY, queue);
     let mut outcome = Outcome::Nothing;
     let start = time::ticks();
     let done = || {
-        if raw.used() != before {
-            outcome = Outcome::Used;
-        } else if window.read(STATUS) & NEEDS_RESET != 0 {
+        // Memory is looked at for nothing; a register costs the host something.
+        for _ in 0..1000 {
+            if raw.used() != before {
+                outcome = Outcome::Used;
+                return true;
+            }
+            core::hint::spin_loop();
+        }
+        if window.read(STATUS) & NEEDS_RESET != 0 {
             outcome = Outcome::Broken;
         }
         let overdue = !at_length && time::ticks().wrapping_sub(start) > A_MOMENT;

@@ -44,14 +44,14 @@ fn change() -> ! {
 
 pub fn attack(window: Window) {
     for queue in 0..queues(window) {
-        for _ in 0..100 {
+        for _ in 0..20 {
             if !begin(window, 0) {
                 return fail("race", format_args!("the device does not begin"));
             }
             let raw = Raw::of(queue);
             raw.chain(&[(raw.buffer(), 16, false), (raw.buffer(), 512, true)]);
             QUEUE.store(u64::from(queue) + 1, Ordering::SeqCst);
-            for _ in 0..50 {
+            for _ in 0..20 {
                 raw.offer(0);
                 window.write(QUEUE_NOTIFY, queue);
                 if window.read(STATUS) & NEEDS_RESET != 0 {

@@ -166,7 +166,7 @@ pub fn attack(window: Window, device: u32) {
             }
             (case.make)(raw);
             let eager = is_eager(device, queue);
-            if ring(window, queue, eager) == Outcome::Nothing && eager {
+            if ring(window, queue, 0, eager) == Outcome::Nothing && eager {
                 let name = case.name;
                 fail("rings", format_args!("{name}: device {device} says nothing in {queue}"));
             }

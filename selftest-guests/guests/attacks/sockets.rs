@@ -1,6 +1,6 @@
 //! Packets that belong to no connection, say what isn't so, or come without end.
 
-use crate::attacks::raw::{Raw, SIZE};
+use crate::attacks::raw::{Descriptor, Raw, SIZE, WRITE};
 use crate::attacks::{Outcome, begin, ring};
 use crate::rt::report::{check, fail, line};
 use crate::rt::{cmdline, time};
@@ -26,9 +26,11 @@ const RW: u16 = 5;
 const CREDIT_REQUEST: u16 = 7;
 
 /// Connections that are asked for at once.
-const REQUESTS: u32 = 3000;
-/// Packets to a connection that nobody reads: more than it has credit for.
-const UNREAD: u32 = 160;
+const REQUESTS: u32 = 4096;
+/// Bytes of each packet to a connection that nobody reads, and how many there are: more than it has
+/// credit for.
+const MUCH: u32 = 60_000;
+const UNREAD: u16 = 10;
 
 #[derive(Clone, Copy)]
 struct Packet {
@@ -46,16 +48,20 @@ struct Packet {
 
 impl Packet {
     fn put(&self, raw: Raw) {
-        raw.put(0, &self.source.to_le_bytes());
-        raw.put(8, &self.destination.to_le_bytes());
+        self.put_at(raw, 0);
+    }
+
+    fn put_at(&self, raw: Raw, place: u64) {
+        raw.put(place, &self.source.to_le_bytes());
+        raw.put(place + 8, &self.destination.to_le_bytes());
         let [source, destination] = [self.source_port, self.destination_port];
         for (at, field) in [(16, source), (20, destination), (24, self.length)] {
-            raw.put(at, &field.to_le_bytes());
+            raw.put(place + at, &field.to_le_bytes());
         }
-        raw.put(28, &self.kind.to_le_bytes());
-        raw.put(30, &self.op.to_le_bytes());
+        raw.put(place + 28, &self.kind.to_le_bytes());
+        raw.put(place + 30, &self.op.to_le_bytes());
         for (at, field) in [(32, self.flags), (36, self.room), (40, self.taken)] {
-            raw.put(at, &field.to_le_bytes());
+            raw.put(place + at, &field.to_le_bytes());
         }
     }
 }
@@ -96,9 +102,8 @@ impl Sockets {
     fn describe(&self, index: u16) {
         let raw = Raw::of(RX);
         let address = raw.buffer() + u64::from(index % SIZE) * SLOT;
-        let flags = crate::attacks::raw::WRITE;
         let length = HEADER + PAYLOAD;
-        raw.describe(index, crate::attacks::raw::Descriptor { address, length, flags, next: 0 });
+        raw.describe(index, Descriptor { address, length, flags: WRITE, next: 0 });
     }
 
     /// A packet as it should be.
@@ -122,8 +127,9 @@ impl Sockets {
         let raw = Raw::of(TX);
         packet.put(raw);
         raw.chain(&[(raw.buffer(), HEADER + bytes, false)]);
+        let before = raw.used();
         raw.offer(0);
-        ring(self.window, TX, at_length)
+        ring(self.window, TX, before, at_length)
     }
 
     /// The next packet of the host: what it is, and its two ports.
@@ -171,7 +177,7 @@ impl Sockets {
         if !self.begin(true) {
             return fail("sockets", format_args!("the device does not begin"));
         }
-        let operations = (0..=u16::MAX).step_by(257).map(|op| Packet { op, ..base });
+        let operations = (0..=u16::MAX).step_by(4369).map(|op| Packet { op, ..base });
         // But for what would connect.
         let operations = operations.filter(|packet| packet.op != REQUEST);
         for packet in packets.into_iter().chain(operations) {
@@ -191,24 +197,28 @@ impl Sockets {
             return fail("sockets", format_args!("the device does not begin"));
         }
         let (mut made, mut refused) = (0, 0);
-        for port in 0..REQUESTS {
-            let request = self.packet(REQUEST, 10_000 + port, self.port);
-            if self.send(&request, 0, true) != Outcome::Used {
-                return fail("half-open connections", format_args!("{port} were taken"));
+        let raw = Raw::of(TX);
+        for first in (0..REQUESTS).step_by(SIZE.into()) {
+            // As many at a time as there are receive buffers.
+            for at in 0..u32::from(SIZE) {
+                let place = u64::from(at) * SLOT;
+                self.packet(REQUEST, 10_000 + first + at, self.port).put_at(raw, place);
+                let flags = 0;
+                let (address, length) = (raw.buffer() + place, HEADER);
+                raw.describe(at as u16, Descriptor { address, length, flags, next: 0 });
+                raw.offer(at as u16);
             }
-            let answered = time::wait_until(|| match self.receive() {
-                Some((RESPONSE, ..)) => {
-                    made += 1;
-                    true
+            self.window.write(QUEUE_NOTIFY, TX);
+            let answered = time::wait_until(|| {
+                match self.receive() {
+                    Some((RESPONSE, ..)) => made += 1,
+                    Some((RST, ..)) => refused += 1,
+                    _ => {}
                 }
-                Some((RST, ..)) => {
-                    refused += 1;
-                    true
-                }
-                _ => false,
+                made + refused == first + u32::from(SIZE)
             });
             if !answered {
-                return fail("half-open connections", format_args!("{port} were answered"));
+                return fail("half-open connections", format_args!("{first} were answered"));
             }
         }
         let right = made <= 1 && made + refused == REQUESTS;
@@ -249,14 +259,26 @@ impl Sockets {
         let mut reset = 0;
         for (host, guest) in &ports[..count] {
             self.send(&self.packet(RESPONSE, *guest, *host), 0, true);
-            let data = Packet { length: PAYLOAD, ..self.packet(RW, *guest, *host) };
-            for _ in 0..UNREAD {
-                self.send(&data, PAYLOAD, true);
+            let data = Packet { length: MUCH, ..self.packet(RW, *guest, *host) };
+            let raw = Raw::of(TX);
+            data.put(raw);
+            raw.chain(&[(raw.buffer(), HEADER + MUCH, false)]);
+            let before = raw.used();
+            (0..UNREAD).for_each(|_| raw.offer(0));
+            self.window.write(QUEUE_NOTIFY, TX);
+            time::wait_until(|| {
                 while let Some((op, from, _)) = self.receive() {
                     reset += usize::from(op == RST && from == *host);
                 }
-            }
+                raw.used() == before.wrapping_add(UNREAD)
+            });
         }
+        time::wait_until(|| {
+            while let Some((op, ..)) = self.receive() {
+                reset += usize::from(op == RST);
+            }
+            reset >= count
+        });
         check("credit", reset >= count, format_args!("{reset} of {count} were reset"));
     }
 }
