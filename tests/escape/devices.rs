@@ -119,7 +119,7 @@ fn every_device_is_attacked() {
         machine.vsock = Some(vsock(&device_end));
     });
     // What is left open here would keep the other ends from seeing the end.
-    drop((connection, device_end));
+    drop((connection, device_end, tap));
     let meters = [Meter::of(vmm.pid()), Meter::of(share.pid())];
     let (stop, stopped) = mpsc::channel();
     let neighbour = honest_neighbour(stopped);
@@ -136,8 +136,6 @@ fn every_device_is_attacked() {
     let lines = all_ok(&mut vmm);
     drop((quiet, stop));
     sending.join().expect("sent");
-    // Without anybody who has it, the interface would be down before.
-    drop(tap);
     for id in ["device 1", "device 2", "device 4", "device 19", "device 26"] {
         assert!(lines.iter().any(|line| line == id), "no {id}: {lines:#?}");
     }
