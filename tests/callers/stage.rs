@@ -67,8 +67,48 @@ pub fn on_stage<T: Fn(&Stage)>(test: T) {
         .env(FOLDER, folder.path())
         .env("KILN_LIB_DIR", lib_dir())
         .stdin(Stdio::null());
+    let tenancy = Tenancy::begin();
     let status = command.status().expect("unshare, of util-linux, runs");
+    drop(tenancy);
     assert!(status.success(), "the test on the stage failed, or the stage needs root: {status}");
+}
+
+/// The cgroups that engines put containers into stay when they are empty. Whoever is the last on a
+/// stage removes them: as long as there are others, one may be about to be used.
+struct Tenancy(fs::File);
+
+impl Tenancy {
+    fn begin() -> Self {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("callers.lock");
+        let lock = fs::File::create(path).expect("lock");
+        lock.lock_shared().expect("lock");
+        Self(lock)
+    }
+}
+
+impl Drop for Tenancy {
+    fn drop(&mut self) {
+        let freed = self.0.unlock();
+        if freed.is_err() || self.0.try_lock().is_err() {
+            return;
+        }
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            for engine in ["libpod_parent", "docker", "default", "buildkit"] {
+                remove_empty(&hierarchy.path().join(engine));
+            }
+        }
+    }
+}
+
+/// Removes a cgroup and those below it, but none that holds a process.
+fn remove_empty(cgroup: &Path) {
+    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_empty(&entry.path());
+        }
+    }
+    // What is not to be removed isn't.
+    let _ = fs::remove_dir(cgroup);
 }
 
 /// The name of the test that a closure stands in, as the test's program knows it.

@@ -1,48 +1,13 @@
 //! Containers that outlive the command that made them: create, start, state, kill, delete, list.
 
 use std::fs;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
 use crate::run::{eventually, processes_of};
 use crate::stage::{Stage, errors};
-
-/// `kiln create` of the bundle as `test`. The container keeps the standard streams, so they are
-/// files of the stage.
-pub fn create(stage: &Stage, options: &[&str]) -> Output {
-    let file = |name| fs::File::create(stage.path().join(name)).expect("file");
-    let mut command = stage.kiln();
-    command.args(["create", "--engine", "emulated", "--bundle"]).arg(stage.bundle());
-    command.args(options).arg("test");
-    command.stdin(Stdio::null()).stdout(file("output")).stderr(file("errors"));
-    let status = command.status().expect("kiln");
-    let stderr = fs::read(stage.path().join("errors")).expect("errors");
-    Output { status, stdout: Vec::new(), stderr }
-}
-
-/// What kiln says to these arguments.
-pub fn kiln(stage: &Stage, args: &[&str]) -> Output {
-    stage.kiln().args(args).output().expect("kiln")
-}
-
-/// What a command that succeeds wrote.
-pub fn succeeds(stage: &Stage, args: &[&str]) -> String {
-    let output = kiln(stage, args);
-    assert!(output.status.success(), "{args:?}: {}", errors(&output));
-    String::from_utf8(output.stdout).expect("text")
-}
-
-/// Waits until the container `test` has this status.
-pub fn wait_for(stage: &Stage, status: &str) {
-    eventually(status, || stage.state()["status"] == status);
-}
-
-/// Waits until the container `test` has written this.
-pub fn wait_for_output(stage: &Stage, text: &str) {
-    let path = stage.path().join("output");
-    eventually(text, || fs::read_to_string(&path).expect("output").contains(text));
-}
+pub use crate::stage::{create, kiln, succeeds, wait_for, wait_for_output};
 
 #[test]
 fn container_is_created_started_and_deleted() {

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 /// How long anything that should happen at once may take on a loaded machine.
@@ -101,6 +103,57 @@ impl Stage {
     pub fn is_clean(&self) -> bool {
         fs::read_dir(self.root()).map_or(true, |mut entries| entries.next().is_none())
     }
+}
+
+/// A test that has failed leaves nothing behind that runs, either.
+impl Drop for Stage {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(self.root()).into_iter().flatten().flatten() {
+            let mut delete = self.kiln();
+            delete.args(["delete", "--force"]).arg(entry.file_name());
+            // What it can't delete is killed.
+            let _ = delete.stdin(Stdio::null()).stderr(Stdio::null()).status();
+        }
+        for pid in processes_of(self) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// `kiln create` of the bundle as `test`. The container keeps the standard streams, so they are
+/// files of the stage.
+pub fn create(stage: &Stage, options: &[&str]) -> Output {
+    let file = |name| fs::File::create(stage.path().join(name)).expect("file");
+    let mut command = stage.kiln();
+    command.args(["create", "--engine", "emulated", "--bundle"]).arg(stage.bundle());
+    command.args(options).arg("test");
+    command.stdin(Stdio::null()).stdout(file("output")).stderr(file("errors"));
+    let status = command.status().expect("kiln");
+    let stderr = fs::read(stage.path().join("errors")).expect("errors");
+    Output { status, stdout: Vec::new(), stderr }
+}
+
+/// What kiln says to these arguments.
+pub fn kiln(stage: &Stage, args: &[&str]) -> Output {
+    stage.kiln().args(args).output().expect("kiln")
+}
+
+/// What a command that succeeds wrote.
+pub fn succeeds(stage: &Stage, args: &[&str]) -> String {
+    let output = kiln(stage, args);
+    assert!(output.status.success(), "{args:?}: {}", errors(&output));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Waits until the container `test` has this status.
+pub fn wait_for(stage: &Stage, status: &str) {
+    eventually(status, || stage.state()["status"] == status);
+}
+
+/// Waits until the container `test` has written this.
+pub fn wait_for_output(stage: &Stage, text: &str) {
+    let path = stage.path().join("output");
+    eventually(text, || fs::read_to_string(&path).expect("output").contains(text));
 }
 
 /// Where the guest's kernel and agent are.
