@@ -199,8 +199,13 @@ pub fn write_pid(path: &Path) -> io::Result<()> {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     let new = path.with_file_name(name);
-    std::fs::write(&new, std::process::id().to_string())?;
-    std::fs::rename(&new, path)
+    let written = std::fs::write(&new, std::process::id().to_string());
+    let written = written.and_then(|()| std::fs::rename(&new, path));
+    if written.is_err() {
+        // It may not even exist.
+        let _ = std::fs::remove_file(&new);
+    }
+    written
 }
 
 /// A file that exists in memory only.

@@ -130,6 +130,19 @@ impl Directory {
         file.write_all(value.as_bytes())
     }
 
+    /// How many of its processes were killed for want of memory, if its hierarchy counts that.
+    pub fn oom_kills(&self) -> Option<u64> {
+        let file = match &self.kind {
+            Kind::V1(controllers) if controllers.iter().any(|name| name == "memory") => {
+                "memory.oom_control"
+            }
+            Kind::V1(_) => return None,
+            Kind::V2 => "memory.events",
+        };
+        let text = fs::read_to_string(self.path.join(file)).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+    }
+
     /// Kills every process in it and below it, but the calling one. Processes that can't be killed
     /// show when it is removed.
     pub fn kill(&self) {
@@ -137,11 +150,17 @@ impl Directory {
         if !holds_caller && self.write("cgroup.kill", "1").is_ok() {
             return;
         }
+        self.thaw();
+        kill_below(&self.path);
+    }
+
+    /// Lets processes go on that somebody has frozen: in version 1 not even a kill reaches them. That
+    /// there are none is no error.
+    pub fn thaw(&self) {
         if matches!(&self.kind, Kind::V1(controllers) if controllers.iter().any(|c| c == "freezer"))
         {
             let _ = self.write("freezer.state", "THAWED");
         }
-        kill_below(&self.path);
     }
 
     /// Removes what was made: the directory with what is below it, and those above it that nobody

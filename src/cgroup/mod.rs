@@ -198,6 +198,16 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Lets its processes go on if somebody has frozen them.
+    pub fn thaw(&self) {
+        self.directories.iter().filter(|directory| directory.is_made()).for_each(Directory::thaw);
+    }
+
+    /// How many of its processes the host's kernel has killed for want of memory.
+    pub fn oom_kills(&self) -> u64 {
+        self.directories.iter().filter_map(Directory::oom_kills).max().unwrap_or(0)
+    }
+
     /// Kills what is left in the directories that were made, and removes them.
     ///
     /// # Errors

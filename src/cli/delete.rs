@@ -47,10 +47,15 @@ fn delete_container(global: &Global, delete: &Delete) -> anyhow::Result<()> {
                     status.name()
                 );
             }
-            _ => kill(container.record.monitor)?,
+            _ => {
+                // What is frozen can't end.
+                container.record.cgroup.thaw();
+                kill(container.record.monitor)?;
+            }
         },
-        // A command was killed before it had written anything; its lock says whether it has ended.
-        Err(StateError::Nameless { .. }) if delete.force => {}
+        // A command was killed before it had written anything, or somebody else wrote there: the lock
+        // says whether whoever stands for it has ended.
+        Err(StateError::Nameless { .. } | StateError::Damaged { .. }) if delete.force => {}
         Err(error) => return Err(error.into()),
     }
     let state = StateDir::seize(&global.root, &delete.id, END)?;

@@ -1,17 +1,19 @@
 //! What `create` and `run` share: from a bundle and options to a sandbox with its monitor.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::SystemTime;
 
 use anyhow::{Context, anyhow, bail};
+use kiln_protocol::WindowSize;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
 
 use super::Global;
 use super::console::Console;
 use crate::artefacts::Artefacts;
 use crate::bundle::{self, Bundle, Host, Limits, Namespace, Size};
-use crate::cgroup::{self, Wanted};
+use crate::cgroup;
 use crate::engine;
 use crate::hooks;
 use crate::log::rfc3339;
@@ -84,78 +86,15 @@ pub fn launch(
     options: Options,
     purpose: Purpose,
 ) -> anyhow::Result<Option<Outcome>> {
-    let started_ns = u64::try_from(phases::now().as_nanos())?;
-    refuse_descriptors(options.preserve_fds)?;
-    bundle::validate_id(&options.id).map_err(|error| anyhow!(error))?;
-    let mut trace = begin_trace(&options)?;
-    let settings = Settings::load(global.config.as_deref())?;
-    let bundle = trace.timed("bundle", || Bundle::load(&options.bundle))?;
-    privileges::check()?;
-    warn_of_no_network(&bundle.spec);
-    let guest = trace.timed("engine and size", || Guest::decide(&options, &bundle, &settings))?;
-    let cgroup = find_cgroup(global, &bundle, &options.id)?;
-    let console = Console {
-        wanted: bundle.terminal(),
-        socket: options.console_socket.as_deref(),
-        attached: purpose.mode == Mode::Attached,
-    };
-    let terminal = console.size(bundle.spec.process().as_ref())?;
-    let artefacts = Artefacts::find(global.lib_dir.as_deref().or(settings.lib_dir.as_deref()))?;
-    let (kernel, agent) = (artefacts.open_kernel()?, artefacts.open_agent()?);
-    let state = trace.timed("state directory", || StateDir::create(&global.root, &options.id))?;
-    trace.timed("mount points", || bundle.make_mountpoints()).context("root.path")?;
-
-    let record = describe(&options.id, &bundle, guest.engine, purpose.keep);
-    let (mut client, command) = Client::new()?;
-    client.run_hooks(hooks_of(&record));
+    let mut wanted = Wanted::check(global, options, purpose)?;
+    let id = &wanted.options.id;
+    let state = wanted.trace.timed("state directory", || StateDir::create(&global.root, id))?;
+    let record = describe(id, &wanted.bundle, wanted.guest.engine, purpose.keep);
     let (hooks, stopped) = (record.hooks.clone(), hooks::state_of(&record, Status::Stopped, None));
-    let mut launch = Launch::stand_in("monitor", &global.for_stand_in());
-    let raw_mode = console.attach(&mut launch, terminal)?;
-    let config = MonitorConfig {
-        record,
-        mode: purpose.mode,
-        cgroup,
-        limits: host_limits(&bundle, &guest),
-        hostname: bundle.spec.hostname().clone(),
-        oom_score_adj: bundle.spec.process().as_ref().and_then(Process::oom_score_adj),
-        namespaces: hand_over(bundle.namespaces, &mut launch),
-        container: ContainerConfig {
-            id: options.id,
-            config: bundle.config,
-            rootfs: bundle.rootfs,
-            rootfs_read_only: bundle.rootfs_read_only,
-            binds: bundle.binds,
-            memory_limit: bundle::memory_limit(&bundle.spec),
-            terminal,
-        },
-        guest: GuestConfig {
-            engine: guest.engine,
-            cpus: guest.size.cpus,
-            memory_mib: guest.size.memory_mib,
-            kernel: launch.give(kernel),
-            agent: launch.give(agent),
-            kernel_args: settings.kernel_args,
-            qemu: settings.qemu,
-        },
-        deadlines: Deadlines {
-            agent: settings.agent_deadline,
-            create: settings.create_deadline,
-            shutdown: settings.shutdown_deadline,
-        },
-        state: (state.path().to_owned(), launch.give(state.share_lock()?)),
-        command: launch.give(command),
-        pid_file: options.pid_file.map(std::path::absolute).transpose()?,
-        timings: options.timings.map(std::path::absolute).transpose()?,
-        trace: trace.hand_over().map(|file| launch.give(file)),
-        debug: global.debug,
-        started_ns,
-    };
-    launch.configure(&config)?;
-    let outcome = client.supervise(launch);
-    drop(raw_mode);
+    let outcome = wanted.make(global, purpose, record, &state);
     match &outcome {
         Ok(None) => {}
-        // The monitor has removed it unless it was killed.
+        // The monitor has removed it unless it was killed, or never was.
         _ => {
             if state.remove_unless_kept().context("state directory")? {
                 hooks::run_all("poststop", &hooks.poststop, &stopped);
@@ -163,6 +102,121 @@ pub fn launch(
         }
     }
     outcome
+}
+
+/// A sandbox that can be made, as far as can be told without making anything.
+struct Wanted {
+    started_ns: u64,
+    trace: Trace,
+    options: Options,
+    settings: Settings,
+    bundle: Bundle,
+    guest: Guest,
+    cgroup: cgroup::Wanted,
+    terminal: Option<WindowSize>,
+    kernel: File,
+    agent: File,
+}
+
+impl Wanted {
+    fn check(global: &Global, options: Options, purpose: Purpose) -> anyhow::Result<Self> {
+        let started_ns = u64::try_from(phases::now().as_nanos())?;
+        refuse_descriptors(options.preserve_fds)?;
+        bundle::validate_id(&options.id).map_err(|error| anyhow!(error))?;
+        let mut trace = begin_trace(&options)?;
+        let settings = Settings::load(global.config.as_deref())?;
+        let bundle = trace.timed("bundle", || Bundle::load(&options.bundle))?;
+        privileges::check()?;
+        warn_of_no_network(&bundle.spec);
+        let guest =
+            trace.timed("engine and size", || Guest::decide(&options, &bundle, &settings))?;
+        let cgroup = find_cgroup(global, &bundle, &options.id)?;
+        let console = console(&options, &bundle, purpose);
+        let terminal = console.size(bundle.spec.process().as_ref())?;
+        let lib_dir = global.lib_dir.as_deref().or(settings.lib_dir.as_deref());
+        let artefacts = Artefacts::find(lib_dir)?;
+        let (kernel, agent) = (artefacts.open_kernel()?, artefacts.open_agent()?);
+        Ok(Self {
+            started_ns,
+            trace,
+            options,
+            settings,
+            bundle,
+            guest,
+            cgroup,
+            terminal,
+            kernel,
+            agent,
+        })
+    }
+
+    /// Makes it, with its state in a directory that is removed if that fails.
+    fn make(
+        self,
+        global: &Global,
+        purpose: Purpose,
+        record: Record,
+        state: &StateDir,
+    ) -> anyhow::Result<Option<Outcome>> {
+        let Self { mut trace, options, settings, bundle, guest, .. } = self;
+        trace.timed("mount points", || bundle.make_mountpoints()).context("root.path")?;
+        let (mut client, command) = Client::new()?;
+        client.run_hooks(hooks_of(&record));
+        let mut launch = Launch::stand_in("monitor", &global.for_stand_in());
+        let raw_mode = console(&options, &bundle, purpose).attach(&mut launch, self.terminal)?;
+        let config = MonitorConfig {
+            record,
+            mode: purpose.mode,
+            cgroup: self.cgroup,
+            limits: host_limits(&bundle, &guest),
+            hostname: bundle.spec.hostname().clone(),
+            oom_score_adj: bundle.spec.process().as_ref().and_then(Process::oom_score_adj),
+            namespaces: hand_over(bundle.namespaces, &mut launch),
+            container: ContainerConfig {
+                id: options.id,
+                config: bundle.config,
+                rootfs: bundle.rootfs,
+                rootfs_read_only: bundle.rootfs_read_only,
+                binds: bundle.binds,
+                memory_limit: bundle::memory_limit(&bundle.spec),
+                terminal: self.terminal,
+            },
+            guest: GuestConfig {
+                engine: guest.engine,
+                cpus: guest.size.cpus,
+                memory_mib: guest.size.memory_mib,
+                kernel: launch.give(self.kernel),
+                agent: launch.give(self.agent),
+                kernel_args: settings.kernel_args,
+                qemu: settings.qemu,
+            },
+            deadlines: Deadlines {
+                agent: settings.agent_deadline,
+                create: settings.create_deadline,
+                shutdown: settings.shutdown_deadline,
+            },
+            state: (state.path().to_owned(), launch.give(state.share_lock()?)),
+            command: launch.give(command),
+            pid_file: options.pid_file.map(std::path::absolute).transpose()?,
+            timings: options.timings.map(std::path::absolute).transpose()?,
+            trace: trace.hand_over().map(|file| launch.give(file)),
+            debug: global.debug,
+            started_ns: self.started_ns,
+        };
+        launch.configure(&config)?;
+        let outcome = client.supervise(launch);
+        drop(raw_mode);
+        outcome
+    }
+}
+
+/// The terminal's part of the options.
+fn console<'a>(options: &'a Options, bundle: &Bundle, purpose: Purpose) -> Console<'a> {
+    Console {
+        wanted: bundle.terminal(),
+        socket: options.console_socket.as_deref(),
+        attached: purpose.mode == Mode::Attached,
+    }
 }
 
 /// Says that the network of the host, which a container without a network namespace has under runc,
@@ -186,7 +240,7 @@ fn begin_trace(options: &Options) -> anyhow::Result<Trace> {
 }
 
 /// Where the sandbox's cgroup is to be on the host.
-fn find_cgroup(global: &Global, bundle: &Bundle, id: &str) -> anyhow::Result<Wanted> {
+fn find_cgroup(global: &Global, bundle: &Bundle, id: &str) -> anyhow::Result<cgroup::Wanted> {
     let linux = bundle.spec.linux().as_ref();
     let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
     let systemd = global.systemd_cgroup && (path.is_some() || cgroup::systemd_runs());
@@ -195,7 +249,8 @@ fn find_cgroup(global: &Global, bundle: &Bundle, id: &str) -> anyhow::Result<Wan
             "--systemd-cgroup: systemd does not run on this host: kiln makes the cgroup"
         );
     }
-    Wanted::parse(path, systemd, id).map_err(|reason| anyhow!("linux.cgroupsPath: {reason}"))
+    cgroup::Wanted::parse(path, systemd, id)
+        .map_err(|reason| anyhow!("linux.cgroupsPath: {reason}"))
 }
 
 fn host_limits(bundle: &Bundle, guest: &Guest) -> cgroup::Limits {
@@ -271,6 +326,7 @@ fn describe(id: &str, bundle: &Bundle, engine: Engine, keep: bool) -> Record {
         engine: engine.name().to_owned(),
         kept: keep,
         cgroup: cgroup::Cgroup::default(),
+        network: None,
         hooks: bundle.hooks.clone(),
         end: None,
     }

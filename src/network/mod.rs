@@ -16,25 +16,27 @@
 //! * Nothing is passed over in silence: an interface or a route that the guest can't have is refused
 //!   by its name, and so is an interface that another sandbox has.
 //! * Afterwards nothing is left. Taps go with the processes that hold them; the redirection is
-//!   removed by [`Uplinks::leave`], and one that a killed monitor left behind, by the next sandbox.
+//!   removed by [`Uplinks::leave`], and one that a killed monitor left behind, by whoever removes the
+//!   rest of its sandbox ([`Namespace::tidy`]), or by the next sandbox.
 //!
 //! # What it leaves out
 //! Routing rules and other tables than the main one, and the interface's settings in
 //! `/proc/sys/net`. Name servers come as a bind mount of `/etc/resolv.conf` from whoever calls.
 
 mod interfaces;
+mod namespace;
 mod redirect;
 mod routes;
 mod tap;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 
 use kiln_netlink::Connection;
 use kiln_protocol::Network;
 use kiln_protocol::network::{LinkAddress, MAX_INTERFACES};
 
+pub use namespace::Namespace;
 use redirect::Redirect;
 use tap::Tap;
 
@@ -172,23 +174,18 @@ impl Uplinks {
         Ok(Network { interfaces, routes })
     }
 
-    /// Takes the redirection back. What isn't there any more is no error.
-    pub fn leave(&mut self) {
+    /// Takes the redirection back. What isn't there any more is no error. Says whether nothing stays
+    /// behind.
+    pub fn leave(&mut self) -> bool {
+        let mut left = true;
         for redirect in self.redirects.drain(..) {
             if let Err(error) = redirect.remove(&mut self.connection) {
                 tracing::warn!(%error, "a redirection stays behind in the network namespace");
+                left = false;
             }
         }
+        left
     }
-}
-
-/// Which network namespace the calling thread is in.
-///
-/// # Errors
-/// There is no `/proc`.
-pub fn namespace() -> io::Result<(u64, u64)> {
-    let namespace = std::fs::metadata("/proc/thread-self/ns/net")?;
-    Ok((namespace.dev(), namespace.ino()))
 }
 
 /// A locally administered address of the device of this number: each guest is alone with its own.

@@ -45,7 +45,8 @@ pub fn join(
     let asked = |what: &'static str| move || format!("network interface {name}: {what}");
     let made_discipline = add_discipline(connection, index).asked(asked(MISSING_DISCIPLINE))?;
     if !made_discipline {
-        match target(connection, index).asked(asked("its filters"))? {
+        let filters = filters(connection, index).asked(asked("its filters"))?;
+        match target(&filters) {
             Target::None => {}
             Target::Gone => delete_filter(connection, index).asked(asked("an old redirection"))?,
             Target::Other => {
@@ -84,6 +85,26 @@ impl Redirect {
             other => other,
         }
     }
+}
+
+/// Removes a redirection that leads to a tap which is no more, if there is one. The discipline goes
+/// with it unless somebody else has a filter there.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn remove_left(connection: &mut Connection, index: u32) -> Result<(), Error> {
+    let filters = match filters(connection, index) {
+        Err(error) if is_absent(&error) => return Ok(()),
+        other => other?,
+    };
+    if !matches!(target(&filters), Target::Gone) {
+        return Ok(());
+    }
+    Redirect { index, made_discipline: false }.remove(connection)?;
+    if filters.iter().all(is_own) {
+        Redirect { index, made_discipline: true }.remove(connection)?;
+    }
+    Ok(())
 }
 
 fn is_absent(error: &Error) -> bool {
@@ -177,20 +198,28 @@ enum Target {
     Other,
 }
 
-fn target(connection: &mut Connection, index: u32) -> Result<Target, Error> {
+/// All filters of an interface that see what comes in.
+fn filters(connection: &mut Connection, index: u32) -> Result<Vec<TcMessage>, Error> {
     let mut request = filter(index, Vec::new());
     request.header.info = 0;
-    let all: Vec<TcMessage> = connection.list(libc::RTM_GETTFILTER, &request)?;
+    connection.list(libc::RTM_GETTFILTER, &request)
+}
+
+fn is_own(filter: &TcMessage) -> bool {
+    filter.header.info >> 16 == u32::from(PRIORITY)
+}
+
+fn target(filters: &[TcMessage]) -> Target {
     let mut target = Target::None;
-    for message in all.iter().filter(|message| message.header.info >> 16 == u32::from(PRIORITY)) {
-        match leads_to(message) {
+    for filter in filters.iter().filter(|filter| is_own(filter)) {
+        match leads_to(filter) {
             // The kernel's number of an interface that has gone.
             Some(0) => target = Target::Gone,
-            Some(_) => return Ok(Target::Other),
+            Some(_) => return Target::Other,
             None => {}
         }
     }
-    Ok(target)
+    target
 }
 
 fn leads_to(filter: &TcMessage) -> Option<u32> {

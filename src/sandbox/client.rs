@@ -81,7 +81,9 @@ impl Client {
     pub fn stand_by(self, launch: Launch) -> anyhow::Result<Ending> {
         // The terminal's signals reach the whole process group; the process looks at who sent them.
         let blocked = watched_signals(true);
-        let mut process = launch.spawn_with(move || Ok(blocked.thread_block()?))?;
+        let mut process = launch
+            .spawn_with(move || Ok(blocked.thread_block()?))
+            .context("cannot start the process that stands for it")?;
         loop {
             match self.wait(&mut process)? {
                 Some(FromMonitor::At(occasion)) => {

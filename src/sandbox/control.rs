@@ -308,6 +308,7 @@ mod tests {
             engine: "kvm".to_owned(),
             kept: true,
             cgroup: Default::default(),
+            network: None,
             hooks: Default::default(),
             end: None,
         };

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use kiln_protocol::frame::{Decoder, FrameError};
 use kiln_protocol::{CONTROL_PORT, ExecId, FromAgent, MAX_FROM_AGENT};
@@ -20,6 +21,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::FromCommand;
 use super::broker::Broker;
 use super::control::{Asker, Exec, Reply, Request};
+use super::deadline::Deadline;
 use super::machine::Role;
 use super::{packet, readable};
 
@@ -73,9 +75,13 @@ pub enum Event {
     ExecGone(ExecId),
     /// To a process that stands for an exec: its monitor has something to say, or, if there is
     /// nothing, has ended.
-    Monitor(Option<(Reply, Vec<OwnedFd>)>),
+    Monitor(io::Result<Option<(Reply, Vec<OwnedFd>)>>),
     /// The container was to be killed, and the guest has had time enough for that.
     KillOverdue,
+    /// The agent was to answer the question of this number, and has had time enough for that.
+    AnswerOverdue(u32),
+    /// The agent was to execute a program, and has had time enough for that.
+    ExecOverdue(ExecId),
     /// Somebody sent the monitor itself this signal.
     Signal(i32),
     /// A stdio stream has been copied to its end.
@@ -93,6 +99,15 @@ pub fn open() -> (Sources, Receiver<Event>) {
 }
 
 impl Sources {
+    /// Reports something after a while, of which only that counts in which this process could act.
+    pub fn tell_after(&self, limit: Duration, event: Event) {
+        let sender = self.0.clone();
+        tokio::task::spawn_local(async move {
+            Deadline::after(limit).passed().await;
+            let _ = sender.send(event).await;
+        });
+    }
+
     /// For threads and tasks that report by themselves.
     pub fn sender(&self) -> Sender<Event> {
         self.0.clone()
@@ -234,12 +249,13 @@ impl Sources {
         let receiver = packet::Receiver::new(connection)?;
         let sender = self.0.clone();
         tokio::task::spawn_local(async move {
-            while let Ok(Some(reply)) = receiver.next_with().await {
-                if sender.send(Event::Monitor(Some(reply))).await.is_err() {
+            loop {
+                let reply = receiver.next_with().await;
+                let is_last = !matches!(reply, Ok(Some(_)));
+                if sender.send(Event::Monitor(reply)).await.is_err() || is_last {
                     return;
                 }
             }
-            let _ = sender.send(Event::Monitor(None)).await;
         });
         Ok(())
     }

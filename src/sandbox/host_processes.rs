@@ -33,8 +33,7 @@ impl Snapshot {
     /// A monitor and what it started, and the processes that stand for its execs. None, if the
     /// monitor has ended.
     pub fn of(&self, monitor: Monitor, execs: &[i32]) -> Vec<HostProcess> {
-        let is_monitor = |stat: &Stat| stat.started == monitor.started && stat.is_alive();
-        if !self.0.iter().any(|(pid, stat)| *pid == monitor.pid && is_monitor(stat)) {
+        if !self.0.iter().any(|(pid, stat)| *pid == monitor.pid && monitor.is(stat)) {
             return Vec::new();
         }
         let role = |pid: i32, stat: &Stat| {

@@ -5,6 +5,7 @@
 //! * [`machine`]: starts the processes that make the machine, for either engine.
 //! * [`events`]: everything that can happen, from all sources, in one channel.
 //! * [`conversation`]: what the agent may say next; the guest is hostile.
+//! * [`deadline`]: limits on time that hold still when everything does.
 //! * [`broker`]: vsock connections, which the device process hands over as descriptors.
 //! * [`stdio`]: copies between vsock streams and the caller's own standard streams.
 //! * [`tail`]: the last lines of what a process or the guest's console wrote, bounded.
@@ -28,6 +29,7 @@ mod broker;
 pub mod client;
 pub mod control;
 mod conversation;
+mod deadline;
 pub mod document;
 mod events;
 pub mod host_processes;

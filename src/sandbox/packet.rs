@@ -99,6 +99,10 @@ pub fn receive_with<T: DeserializeOwned>(
         other => other?,
     };
     let (length, cut) = (received.bytes, received.flags);
+    if cut.contains(MsgFlags::MSG_CTRUNC) {
+        // There is room for all that can be sent: what is cut is for want of descriptors.
+        return Err(nix::Error::EMFILE.into());
+    }
     let mut descriptors = Vec::new();
     for message in received.cmsgs()? {
         if let ControlMessageOwned::ScmRights(numbers) = message {

@@ -25,13 +25,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc::Receiver;
 use tokio::task::LocalSet;
-use tokio::time::{Instant, timeout_at};
 
 use super::control::{EXEC_REFUSED, Exec, Reply, Request};
+use super::deadline::Deadline;
 use super::events::{self, Event, second, watched_signals};
 use super::stdio::{Activity, Drain, QUIET, Streams};
 use super::{FromCommand, FromMonitor, Outcome, document, packet};
 use crate::cgroup::Cgroup;
+use crate::mend;
 use crate::place;
 use crate::process::write_pid;
 use crate::state::Monitor;
@@ -199,18 +200,22 @@ impl Proxy {
         let activity = Arc::clone(&self.activity);
         let mut drain = Drain::new(&activity);
         while self.outputs > 0 {
-            match timeout_at(Instant::now() + QUIET, self.next()).await {
-                Ok(step) => match step? {
-                    Step::StreamEnded => self.outputs -= 1,
-                    Step::CommandGone => return Ok(()),
-                    // What has come out of the guest is still to be read.
-                    Step::Replied(..) | Step::MonitorGone => {}
-                },
-                Err(_) if drain.is_stuck() => {
+            let mut quiet = Deadline::after(QUIET);
+            let step = tokio::select! {
+                biased;
+                step = self.next() => Some(step?),
+                () = quiet.passed() => None,
+            };
+            match step {
+                Some(Step::StreamEnded) => self.outputs -= 1,
+                Some(Step::CommandGone) => return Ok(()),
+                // What has come out of the guest is still to be read.
+                Some(Step::Replied(..) | Step::MonitorGone) => {}
+                None if drain.is_stuck() => {
                     tracing::debug!("an output stream is kept open: it is cut off");
                     return Ok(());
                 }
-                Err(_) => {}
+                None => {}
             }
         }
         Ok(())
@@ -221,10 +226,13 @@ impl Proxy {
         loop {
             let event = self.events.recv().await;
             match event.context("the event sources have ended").map_err(failed)? {
-                Event::Monitor(Some((reply, streams))) => {
+                Event::Monitor(Ok(Some((reply, streams)))) => {
                     return Ok(Step::Replied(reply, streams));
                 }
-                Event::Monitor(None) => return Ok(Step::MonitorGone),
+                Event::Monitor(Ok(None)) => return Ok(Step::MonitorGone),
+                Event::Monitor(Err(error)) => {
+                    return Err(failed(anyhow!(error).context("the sandbox's monitor")));
+                }
                 Event::CommandGone if self.command.is_some() => return Ok(Step::CommandGone),
                 Event::StreamEnded => return Ok(Step::StreamEnded),
                 Event::Command(message) => self.pass_on(message),
@@ -249,5 +257,9 @@ impl Proxy {
 }
 
 fn failed(error: anyhow::Error) -> Outcome {
-    Outcome { exit_code: EXEC_REFUSED, error: Some(format!("{error:#}")), notice: None }
+    Outcome {
+        exit_code: EXEC_REFUSED,
+        error: Some(mend::append(&format!("{error:#}"))),
+        notice: None,
+    }
 }

@@ -36,6 +36,11 @@ impl Tail {
         self.text().lines().map(printable).filter(|line| !line.is_empty()).collect()
     }
 
+    /// The last line that has these words, likewise.
+    pub fn last_with(&self, words: &str) -> Option<String> {
+        self.text().lines().rfind(|line| line.contains(words)).map(printable)
+    }
+
     /// All that is kept, as text.
     pub fn text(&self) -> String {
         let (front, back) = self.bytes.as_slices();
@@ -67,6 +72,8 @@ mod tests {
         let lines = tail.lines();
         assert_eq!(lines.len(), SHOWN_LINES);
         assert_eq!(lines.last().map(String::as_str), Some("line 99999"));
+        assert_eq!(tail.last_with("line 9996").as_deref(), Some("line 99969"));
+        assert_eq!(tail.last_with("line 1"), None);
         tail.push(&vec![b'x'; 10 * CAPACITY]);
         assert_eq!(tail.bytes.len(), CAPACITY);
     }

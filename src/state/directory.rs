@@ -4,7 +4,8 @@
 //! `<root>/<id>/lock` is locked (`flock`) by whoever stands for the sandbox; the lock is handed from
 //! the command to the monitor and goes with the last of them. A directory whose lock is free is a
 //! stopped container's, or what a crash left of one that nobody could ask for any more: only the
-//! latter is taken over. `state.json` is replaced atomically, so that readers need no lock.
+//! latter is taken over. `state.json` is replaced atomically, so that readers need no lock, and room
+//! for its next version is kept beside it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -14,15 +15,19 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::fcntl::{OFlag, openat, renameat};
-use nix::sys::stat::Mode;
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::record::{Record, Status};
 
 /// Mode of the directory and of what is in it: nobody else's business.
 const PRIVATE: u32 = 0o700;
+const STATE: &str = "state.json";
 /// What becomes `state.json`.
 const NEW: &str = "state.json.new";
+/// What takes as much room as `state.json`, to be given up for its next version on a full disk.
+const SPARE: &str = "state.json.spare";
 
 /// The directory, locked.
 #[derive(Debug)]
@@ -55,6 +60,19 @@ pub enum StateError {
         id: String,
         /// The directory.
         path: PathBuf,
+    },
+    /// What is remembered of a container can't be read.
+    #[error(
+        "{} is damaged: remove what is left of the container with delete --force {id}", .path.display()
+    )]
+    Damaged {
+        /// The id.
+        id: String,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
     },
     /// Whoever stands for the sandbox has not let go of it.
     #[error("container {id:?} is in use by another command: try again")]
@@ -93,17 +111,15 @@ impl StateDir {
                 }
                 Ok(()) | Err(_) => {}
             }
-            let opened = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&lock_path);
-            let lock = match opened {
-                Ok(lock) => lock,
+            let (directory, lock) = match open_with_lock(&path) {
+                Ok(opened) => opened,
                 // Its last owner has just removed the directory.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(at(&lock_path)(error)),
+                Err(error) => {
+                    // Spares whoever has a file there.
+                    let _ = fs::remove_dir(&path);
+                    return Err(at(&lock_path)(error));
+                }
             };
             match lock.try_lock() {
                 Ok(()) => {}
@@ -112,7 +128,6 @@ impl StateDir {
                 }
                 Err(fs::TryLockError::Error(error)) => return Err(at(&lock_path)(error)),
             }
-            let directory = File::open(&path).map_err(at(&path))?;
             let dir = Self { path: path.clone(), directory, lock };
             if !dir.is_current() {
                 continue;
@@ -189,16 +204,36 @@ impl StateDir {
         &self.path
     }
 
-    /// Replaces `state.json`.
+    /// Replaces `state.json`. Room for the next version is kept, so that a disk that fills up while the
+    /// container lives does not end it: where there is none, no container is made.
     ///
     /// # Errors
     /// The file system refuses; the old state is still there then.
     pub fn write(&self, record: &Record) -> io::Result<()> {
+        let text = serde_json::to_vec(record)?;
+        if let Err(error) = self.put(NEW, &text) {
+            // Without a spare there is nothing to be had by trying again.
+            unlinkat(&self.directory, SPARE, UnlinkatFlags::NoRemoveDir).map_err(|_| error)?;
+            self.put(NEW, &text)?;
+        }
+        renameat(&self.directory, NEW, &self.directory, STATE)?;
+        let spared = self.keep_spare(&text);
+        if record.status == Status::Creating { spared } else { Ok(()) }
+    }
+
+    fn put(&self, name: &str, text: &[u8]) -> io::Result<()> {
         let flags = OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
-        let mut new = File::from(openat(&self.directory, NEW, flags, mode)?);
-        new.write_all(&serde_json::to_vec(record)?)?;
-        Ok(renameat(&self.directory, NEW, &self.directory, "state.json")?)
+        File::from(openat(&self.directory, name, flags, mode)?).write_all(text)
+    }
+
+    fn keep_spare(&self, text: &[u8]) -> io::Result<()> {
+        let found = fstatat(&self.directory, SPARE, AtFlags::AT_SYMLINK_NOFOLLOW);
+        let length = found.ok().and_then(|found| usize::try_from(found.st_size).ok());
+        match length.is_some_and(|length| length >= text.len()) {
+            true => Ok(()),
+            false => self.put(SPARE, text),
+        }
     }
 
     /// A listening `SOCK_SEQPACKET` socket in the directory.
@@ -285,20 +320,28 @@ impl StateDir {
         (named.dev(), named.ino()) == (held.dev(), held.ino())
     }
 
-    /// Whether it is a container's that stays until it is deleted.
+    /// Whether it is a container's that stays until it is deleted. One that can't be read may be.
     fn holds_container(&self) -> bool {
-        self.record().is_some_and(|record| record.kept && record.status != Status::Creating)
+        match fs::read(self.path.join(STATE)) {
+            Ok(text) => serde_json::from_slice::<Record>(&text)
+                .is_ok_and(|record| record.kept && record.status != Status::Creating),
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
     }
 
     /// What was written down last.
     pub fn record(&self) -> Option<Record> {
-        serde_json::from_slice(&fs::read(self.path.join("state.json")).ok()?).ok()
+        serde_json::from_slice(&fs::read(self.path.join(STATE)).ok()?).ok()
     }
 
     /// Removes everything but the lock, and what it says there is elsewhere on the host.
     fn clear_up(&self) -> io::Result<()> {
         if let Some(record) = self.record() {
             record.cgroup.remove()?;
+            // By now no process holds a tap.
+            if let Some(network) = record.network {
+                network.tidy();
+            }
         }
         for entry in fs::read_dir(&self.path)? {
             let entry = entry?;
@@ -308,6 +351,14 @@ impl StateDir {
         }
         Ok(())
     }
+}
+
+/// Opens a directory, and its lock, which is made if it isn't there.
+fn open_with_lock(path: &Path) -> io::Result<(File, File)> {
+    let directory = File::open(path)?;
+    let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_CLOEXEC;
+    let lock = openat(&directory, "lock", flags, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    Ok((directory, File::from(lock)))
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub fn find(root: &Path, id: &str) -> Result<Container, StateError> {
     };
     match serde_json::from_slice(&text) {
         Ok(record) => Ok(Container { record, path }),
-        Err(error) => Err(StateError::Io { path: file, source: error.into() }),
+        Err(source) => Err(StateError::Damaged { id: id.to_owned(), path: file, source }),
     }
 }
 

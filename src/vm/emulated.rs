@@ -124,18 +124,18 @@ fn serve_disks(
         return Ok((None, Vec::new()));
     }
     let id = format!("vm-{}", std::process::id());
-    let state = StateDir::create(host.root, &id)?;
     let (control, their_control) = packet::pair()?;
     let mut launch = Launch::verb("devices", host.options);
+    let state = StateDir::create(host.root, &id)?;
+    let sockets: io::Result<Vec<_>> = disks.iter().map(|_| state.private_socket()).collect();
+    state.remove()?;
     let mut connections = Vec::new();
     let mut served = Vec::new();
-    for disk in disks {
-        let (listener, connection) = state.private_socket()?;
+    for (disk, (listener, connection)) in disks.into_iter().zip(sockets?) {
         let config = DiskConfig { file: launch.give(disk.file), read_only: disk.read_only };
         served.push((config, launch.give(listener)));
         connections.push(connection);
     }
-    state.remove()?;
     let config = DevicesConfig {
         id,
         vsock: None,

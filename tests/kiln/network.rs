@@ -192,6 +192,33 @@ fn resolve(socket: &UdpSocket) {
 }
 
 #[test]
+fn what_a_killed_monitor_left_on_interfaces_goes_with_the_container() {
+    outside();
+    let namespace = Namespace::new();
+    let pid = namespace.pid();
+    add_interface(&pid, 0);
+    add_interface(&pid, 1);
+    // The second is somebody else's too.
+    inside(&pid, "tc qdisc add dev eth1 ingress");
+    let other = "protocol ip u32 match ip src 192.0.2.1 flowid ffff:1";
+    inside(&pid, &format!("tc filter add dev eth1 parent ffff: prio 7 {other}"));
+    let stage = stage("sleep 1000", Some(&path_of(&namespace)));
+    let created = create(&stage, &[]);
+    assert!(created.status.success(), "{}", errors(&created));
+    succeeds(&stage, &["start", "test"]);
+    let filters = |name: &str| inside(&pid, &format!("tc filter show dev {name} parent ffff:"));
+    let is_joined = |name| filters(name).contains("mirred");
+    assert!(is_joined("eth0") && is_joined("eth1"));
+    command(&format!("kill -KILL {}", stage.state()["pid"]));
+    wait_for(&stage, "stopped");
+    assert!(is_joined("eth0") && is_joined("eth1"));
+    succeeds(&stage, &["delete", "--force", "test"]);
+    assert!(!inside(&pid, "tc qdisc show dev eth0").contains("ingress"));
+    assert!(!is_joined("eth1") && filters("eth1").contains("c0000201"), "{}", filters("eth1"));
+    assert!(!inside(&pid, "ip link").contains("kiln"));
+}
+
+#[test]
 fn interface_that_comes_between_create_and_start_is_found() {
     outside();
     let stage = stage("busybox ip -o addr; echo shown; sleep 1000", None);

@@ -13,12 +13,13 @@ use anyhow::{Context, bail};
 use kiln_protocol::{ExecId, ExecProcess, ToAgent};
 use kiln_vmm::virtio::vsock::MAX_CONNECTIONS;
 use serde_json::json;
-use tokio::time::Instant;
 
 use super::failure::Failure;
 use super::{Monitor, Step};
 use crate::sandbox::control::{self, Asker, EXEC_REFUSED, Reply};
 use crate::sandbox::conversation::Progress;
+use crate::sandbox::deadline::Deadline;
+use crate::sandbox::events::Event;
 use crate::sandbox::stdio::{QUIET, Streams};
 use crate::sandbox::trace::{Trace, Track};
 use crate::sandbox::{FromCommand, document, phases};
@@ -127,6 +128,28 @@ impl Monitor {
         let (asked, started) = (phases::now(), None);
         let exec = Exec { proxy, stand_in: how.proxy, process: Process::Starting, asked, started };
         self.execs.all.insert(id, exec);
+        self.expect_exec(id);
+    }
+
+    fn expect_exec(&self, id: ExecId) {
+        let limit = Duration::from_secs(self.deadlines.create);
+        self.sources.tell_after(limit, Event::ExecOverdue(id));
+    }
+
+    /// The agent has had its time to execute a program. If it does so later, that is ended as if its
+    /// proxy had gone.
+    pub(super) fn exec_is_overdue(&mut self, id: ExecId) {
+        let starting = |exec: &&mut Exec| exec.process == Process::Starting;
+        let Some(exec) = self.execs.all.get_mut(&id).filter(starting) else { return };
+        if self.record.status == Status::Paused {
+            // It begins when the container goes on.
+            return self.expect_exec(id);
+        }
+        if let Some(proxy) = exec.proxy.take() {
+            let seconds = self.deadlines.create;
+            let message = format!("the guest's agent did not execute it within {seconds} s");
+            proxy.answer(&Reply::Failed { message, exit_code: EXEC_REFUSED });
+        }
     }
 
     fn prepare_exec(
@@ -227,9 +250,9 @@ impl Monitor {
     /// Waits until the proxies have taken in what their processes wrote, which ended with the
     /// container: the guest's end would cut it off.
     pub(super) async fn drain_execs(&mut self) -> Result<(), Failure> {
-        let deadline = Instant::now() + QUIET;
+        let mut deadline = Deadline::after(QUIET);
         while self.execs.stand_ins().next().is_some() {
-            match self.next(Some(deadline)).await? {
+            match self.next(Some(&mut deadline)).await? {
                 Step::DeadlinePassed => {
                     tracing::warn!("output of processes beside the container's own is cut off");
                     return Ok(());

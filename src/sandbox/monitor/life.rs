@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use kiln_protocol::{BindMount, CreateContainer, ExitStatus, ToAgent, VERSION};
 use serde_json::value::to_raw_value;
-use tokio::time::Instant;
 
 use super::failure::Failure;
 use super::{Monitor, Step};
@@ -20,6 +19,7 @@ use crate::process::write_pid;
 use crate::sandbox::broker::Broker;
 use crate::sandbox::control::{Asker, Reply};
 use crate::sandbox::conversation::Progress;
+use crate::sandbox::deadline::Deadline;
 use crate::sandbox::machine::{self, Parts};
 use crate::sandbox::phases::{self, Phase};
 use crate::sandbox::stdio::{Activity, Drain, QUIET, Streams};
@@ -98,17 +98,17 @@ impl Monitor {
         let initrd = initrd::build(&mut agent.into()).context("initial RAM disk")?;
         self.timeline.passed("initial RAM disk", begun);
         let begun = phases::now();
-        let nets = match self.has_network {
+        let nets = match self.record.network {
             // Whoever creates a container may add an interface before it starts it.
-            true => {
+            Some(_) => {
                 let least = usize::from(self.mode == Mode::Create);
                 let (uplinks, nets) = Uplinks::prepare(least)?;
                 self.uplinks = Some(uplinks);
                 nets
             }
-            false => Vec::new(),
+            None => Vec::new(),
         };
-        if self.has_network {
+        if self.record.network.is_some() {
             self.timeline.passed("network devices", begun);
         }
         let begun = phases::now();
@@ -134,10 +134,10 @@ impl Monitor {
 
     /// Waits for the agent and answers it.
     async fn greet(&mut self) -> Result<(), Failure> {
-        let deadline = self.deadline(self.deadlines.agent);
+        let mut deadline = deadline(self.deadlines.agent);
         let mut begun = phases::now();
         loop {
-            match self.next(Some(deadline)).await? {
+            match self.next(Some(&mut deadline)).await? {
                 Step::Connected(stream) => {
                     self.timeline.passed("guest's kernel", begun);
                     begun = phases::now();
@@ -189,9 +189,9 @@ impl Monitor {
             Ok(outputs) => outputs,
             Err(error) => return Err(self.explain_refusal(error).await),
         };
-        let deadline = self.deadline(self.deadlines.create);
+        let mut deadline = deadline(self.deadlines.create);
         loop {
-            match self.next(Some(deadline)).await? {
+            match self.next(Some(&mut deadline)).await? {
                 Step::Said(Progress::Created) => {
                     self.set_up = true;
                     if let Some(size) = self.new_size.take() {
@@ -225,9 +225,9 @@ impl Monitor {
         self.conversation.starting();
         let container = self.container.id.clone();
         self.tell(&ToAgent::Start { container, network: network.map(Box::new) })?;
-        let deadline = self.deadline(self.deadlines.create);
+        let mut deadline = deadline(self.deadlines.create);
         loop {
-            match self.next(Some(deadline)).await? {
+            match self.next(Some(&mut deadline)).await? {
                 Step::Said(Progress::Started) => return Ok(()),
                 // A signal was faster.
                 Step::Said(Progress::Exited { status, oom_killed }) => {
@@ -314,7 +314,7 @@ impl Monitor {
     async fn drain(&mut self, mut open: usize, activity: &Activity) -> Result<(), Failure> {
         let mut drain = Drain::new(activity);
         while open > 0 {
-            match self.next(Some(Instant::now() + QUIET)).await? {
+            match self.next(Some(&mut Deadline::after(QUIET))).await? {
                 Step::StreamEnded => open -= 1,
                 Step::DeadlinePassed if drain.is_stuck() => {
                     tracing::warn!("the guest keeps an output stream open: it is cut off");
@@ -336,12 +336,12 @@ impl Monitor {
     }
 
     async fn await_end(&mut self) {
-        let deadline = self.deadline(self.deadlines.shutdown);
+        let mut deadline = deadline(self.deadlines.shutdown);
         if self.tell(&ToAgent::Shutdown).is_err() {
             return;
         }
         loop {
-            match self.next(Some(deadline)).await {
+            match self.next(Some(&mut deadline)).await {
                 Ok(Step::GuestEnded(_)) => return,
                 Ok(Step::DeadlinePassed) => {
                     let seconds = self.deadlines.shutdown;
@@ -357,10 +357,6 @@ impl Monitor {
         }
     }
 
-    fn deadline(&self, seconds: u64) -> Instant {
-        Instant::now() + Duration::from_secs(seconds)
-    }
-
     async fn reply_to_start(&mut self, started: &Result<(), Failure>) -> Reply {
         match started {
             Ok(()) => Reply::Done,
@@ -370,6 +366,10 @@ impl Monitor {
             }
         }
     }
+}
+
+fn deadline(seconds: u64) -> Deadline {
+    Deadline::after(Duration::from_secs(seconds))
 }
 
 fn too_late(what: &str, seconds: u64) -> Failure {

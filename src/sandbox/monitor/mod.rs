@@ -21,7 +21,6 @@ mod watch;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -52,6 +51,7 @@ use super::{
 };
 use crate::bundle::Namespace;
 use crate::cgroup::{self, Limits, Origin};
+use crate::mend;
 use crate::network::{self, Uplinks};
 use crate::place::{self, rootfs::Host};
 use crate::state::{Record, StateDir, Status};
@@ -59,18 +59,41 @@ use crate::state::{Record, StateDir, Status};
 /// Messages to the agent that it has not read yet; more mean that it doesn't read.
 const UNREAD_MESSAGES: usize = 256;
 
-/// `kiln monitor`: runs a sandbox to its end.
-///
-/// # Errors
-/// It can't even begin. Any later failure is the [`Outcome`] that the command is sent.
+/// `kiln monitor`: runs a sandbox to its end. Whatever fails is the [`Outcome`] that the command is
+/// sent.
 ///
 /// # Safety
 /// As for [`InheritedFd::take`](kiln_vmm::config::InheritedFd::take), for every descriptor in
 /// `config`.
-pub unsafe fn run(mut config: MonitorConfig) -> anyhow::Result<ExitCode> {
+pub unsafe fn run(config: MonitorConfig) -> ! {
+    // SAFETY: the caller's promise; it is taken once.
+    let command = Rc::new(unsafe { config.command.take() });
+    // SAFETY: the caller's promise, for the rest.
+    let exit_code = match unsafe { stand_for_sandbox(config, &command) } {
+        Ok(exit_code) => exit_code,
+        Err(error) => {
+            let error = Some(mend::append(&format!("{error:#}")));
+            Outcome { exit_code: 1, error, notice: None }.report(Some(&command));
+            1
+        }
+    };
+    // Threads that wait for standard input go with the process.
+    std::process::exit(exit_code.into())
+}
+
+/// Runs the sandbox to its end; gives the status to exit with.
+///
+/// # Errors
+/// It can't even begin.
+///
+/// # Safety
+/// As for [`InheritedFd::take`](kiln_vmm::config::InheritedFd::take), for every descriptor in
+/// `config` but that of the command.
+unsafe fn stand_for_sandbox(
+    mut config: MonitorConfig,
+    command: &Rc<OwnedFd>,
+) -> anyhow::Result<u8> {
     // SAFETY: the caller's promise; likewise below, each is taken once.
-    let command = unsafe { config.command.take() };
-    // SAFETY: as above.
     let lock = unsafe { config.state.1.take() };
     // SAFETY: as above.
     let kernel = unsafe { config.guest.kernel.take() };
@@ -88,17 +111,18 @@ pub unsafe fn run(mut config: MonitorConfig) -> anyhow::Result<ExitCode> {
     place::restraint::of_monitor()?;
     watched_signals(config.mode != Mode::Attached).thread_block()?;
     let origin = Origin::here()?;
-    let outside = network::namespace().context("/proc/self/ns/net")?;
+    let outside = network::Namespace::here().context("/proc/self/ns/net")?;
     let begun = phases::now();
     // The one moment at which the process has one thread, and nothing that lives in a namespace.
     let placed = take_place(&mut config, &state, namespaces);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let span = tracing::info_span!("sandbox", id = %config.container.id);
     let _entered = span.enter();
-    let exit_code = LocalSet::new().block_on(&runtime, async {
-        let mut monitor = Monitor::new(config, state, command, origin, trace)?;
+    LocalSet::new().block_on(&runtime, async {
+        let mut monitor = Monitor::new(config, state, Rc::clone(command), origin, trace)?;
         monitor.timeline.passed("cgroup and namespaces", begun);
-        monitor.has_network = network::namespace().context("/proc/self/ns/net")? != outside;
+        let inside = network::Namespace::here().context("/proc/self/ns/net")?;
+        monitor.record.network = (inside != outside).then_some(inside);
         let result = match placed {
             Ok(()) => monitor.live(kernel, agent).await,
             Err(error) => Err(error.into()),
@@ -106,11 +130,9 @@ pub unsafe fn run(mut config: MonitorConfig) -> anyhow::Result<ExitCode> {
         let mut outcome = monitor.outcome(result).await;
         monitor.clean_up(&mut outcome);
         let exit_code = outcome.exit_code;
-        outcome.report(monitor.command.as_ref());
-        anyhow::Ok(exit_code)
-    })?;
-    // Threads that wait for standard input go with the process.
-    std::process::exit(exit_code.into())
+        outcome.report(monitor.command.as_deref());
+        Ok(exit_code)
+    })
 }
 
 /// Moves this process to where callers will look for the container. What that makes on the host is
@@ -184,12 +206,10 @@ struct Monitor {
     record: Record,
     mode: Mode,
     /// The command that started the sandbox, until it has what it waits for.
-    command: Option<OwnedFd>,
+    command: Option<Rc<OwnedFd>>,
     limits: Limits,
     /// The cgroups that the monitor was started in.
     origin: Origin,
-    /// It lives in a network namespace of its own, or of the caller's making.
-    has_network: bool,
     /// The interfaces there, from the machine's start on.
     uplinks: Option<Uplinks>,
     /// The mount namespace that it was started in, once it has left that.
@@ -234,7 +254,7 @@ impl Monitor {
     fn new(
         config: MonitorConfig,
         state: StateDir,
-        command: OwnedFd,
+        command: Rc<OwnedFd>,
         origin: Origin,
         trace: Trace,
     ) -> anyhow::Result<Self> {
@@ -251,7 +271,6 @@ impl Monitor {
             record,
             limits: config.limits,
             origin,
-            has_network: false,
             uplinks: None,
             host: None,
             mode: config.mode,
@@ -312,11 +331,16 @@ impl Monitor {
         Ok(agent.send(message)?)
     }
 
-    /// Whether the container is to be deleted by a later command: it is kept, and its set-up, which
-    /// a failure undoes, is over; or nobody else is left to run its hooks.
+    /// Whether the container is to be deleted by a later command: it is kept, and what a failure
+    /// undoes is over; or nobody else is left to run its hooks.
     fn stays(&self) -> bool {
         let orphans_hooks = self.orphaned && !self.record.hooks.poststop.is_empty();
-        orphans_hooks || self.record.kept && self.record.status != Status::Creating
+        let is_made = match self.mode {
+            Mode::Attached => self.record.status != Status::Creating,
+            // Its caller has been told that it is there.
+            Mode::Create | Mode::Detached => self.command.is_none(),
+        };
+        orphans_hooks || self.record.kept && is_made
     }
 
     /// Writes down how far the container is.
@@ -376,8 +400,8 @@ impl Monitor {
         self.machine.kill(&mut self.timeline.trace);
         self.timeline.passed("end of the machine", begun);
         let begun = phases::now();
-        if let Some(uplinks) = &mut self.uplinks {
-            uplinks.leave();
+        if self.uplinks.as_mut().is_none_or(Uplinks::leave) {
+            self.record.network = None;
         }
         self.leave_rootfs();
         if self.stays() {

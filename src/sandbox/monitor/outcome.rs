@@ -23,6 +23,10 @@ impl Monitor {
         let mut message = failure.message(self.timeline.current());
         if failure.shows_console() {
             self.hear_last_words().await;
+            // Its cause stands above what a dying kernel says last.
+            if let Some(cause) = self.console.last_with("Kernel panic") {
+                message.push_str(&format!("\nthe guest's kernel has panicked: {cause}"));
+            }
             let lines = self.console.lines();
             if lines.is_empty() {
                 message.push_str("\nthe guest's console is empty");

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use kiln_protocol::{Answer, Question, ToAgent};
 use oci_spec::runtime::LinuxResources;
 
@@ -13,6 +14,7 @@ use crate::cgroup::{Limits, Machine};
 use crate::sandbox::control::{Asker, Processes, Reply, Request};
 use crate::sandbox::conversation::Progress;
 use crate::sandbox::document;
+use crate::sandbox::events::Event;
 use crate::state::Status;
 
 /// The most questions that are not answered at once.
@@ -37,7 +39,10 @@ impl Questions {
 #[derive(Debug)]
 struct Asked {
     request: Request,
-    asker: Asker,
+    /// Who asks, as long as it waits.
+    asker: Option<Asker>,
+    /// Nobody asks: that there is an answer is all that matters.
+    is_sign_of_life: bool,
     /// What else is to change once the guest's limits have.
     change: Option<Change>,
 }
@@ -55,7 +60,9 @@ impl Monitor {
     pub(super) fn question(&mut self, request: Request, descriptors: Vec<OwnedFd>, asker: Asker) {
         match self.ask_agent(request, descriptors) {
             Ok((number, change)) => {
-                self.questions.asked.insert(number, Asked { request, asker, change });
+                let asker = Some(asker);
+                let asked = Asked { request, asker, is_sign_of_life: false, change };
+                self.expect_answer(number, asked);
             }
             Err(error) => asker.answer(&Reply::refusal(format!("{error:#}"))),
         }
@@ -96,13 +103,37 @@ impl Monitor {
             }
             other => bail!("{other:?} is no question"),
         };
+        Ok((self.put_to_agent(question)?, change))
+    }
+
+    /// Asks the agent; gives the question's number.
+    fn put_to_agent(&mut self, question: Question) -> anyhow::Result<u32> {
         let number = self.questions.next;
         self.questions.next = number.checked_add(1).context("no numbers are left for questions")?;
         self.conversation.asking(number, &question);
         let container = self.container.id.clone();
         self.tell(&ToAgent::Ask { request: number, container, question })
             .map_err(|failure| failure.error)?;
-        Ok((number, change))
+        Ok(number)
+    }
+
+    fn expect_answer(&mut self, number: u32, asked: Asked) {
+        self.questions.asked.insert(number, asked);
+        let limit = Duration::from_secs(self.deadlines.create);
+        self.sources.tell_after(limit, Event::AnswerOverdue(number));
+    }
+
+    /// Has the agent show that it is there. Whoever sends a signal that should end the container is
+    /// not to wait for ever where nobody hears of it.
+    pub(super) fn expect_sign_of_life(&mut self) -> Result<(), Failure> {
+        if self.questions.asked.values().any(|asked| asked.is_sign_of_life) {
+            return Ok(());
+        }
+        let number = self.put_to_agent(Question::Processes)?;
+        let request = Request::Processes;
+        let asked = Asked { request, asker: None, is_sign_of_life: true, change: None };
+        self.expect_answer(number, asked);
+        Ok(())
     }
 
     /// What changes of the guest's limits mean for the host's.
@@ -128,31 +159,49 @@ impl Monitor {
             return Ok(Some(progress));
         };
         let Some(asked) = self.questions.asked.remove(&number) else { return Ok(None) };
-        let asker = asked.asker;
         let document = match answer {
-            Answer::Done => {
-                match asked.request {
-                    Request::Pause => self.paused()?,
-                    Request::Resume => self.resumed()?,
-                    _ => {}
-                }
-                asker.answer(&asked.change.map_or(Reply::Done, |change| self.carry_out(&change)));
-                return Ok(None);
-            }
-            Answer::Refused(why) => {
-                asker.answer(&Reply::refusal(why));
-                return Ok(None);
-            }
+            Answer::Done => Err(self.done(asked.request, asked.change)?),
+            Answer::Refused(why) => Err(Reply::refusal(why)),
             Answer::Processes(guest) => {
-                document::write(&Processes { host: self.stand_ins(), guest })
+                let processes = Processes { host: self.stand_ins(), guest };
+                document::write(&processes).map_err(|error| Reply::refusal(error.to_string()))
             }
-            Answer::Statistics(figures) => document::write(&figures),
+            Answer::Statistics(figures) => {
+                document::write(&figures).map_err(|error| Reply::refusal(error.to_string()))
+            }
         };
-        match document {
-            Ok(document) => asker.answer_with(&Reply::Document, &[document]),
-            Err(error) => asker.answer(&Reply::refusal(error.to_string())),
+        match (asked.asker, document) {
+            (Some(asker), Ok(document)) => asker.answer_with(&Reply::Document, &[document]),
+            (Some(asker), Err(reply)) => asker.answer(&reply),
+            (None, _) => {}
         }
         Ok(None)
+    }
+
+    /// The guest has done what was asked of it: what that means for the host, and the reply.
+    fn done(&mut self, request: Request, change: Option<Change>) -> Result<Reply, Failure> {
+        match request {
+            Request::Pause => self.paused()?,
+            Request::Resume => self.resumed()?,
+            _ => {}
+        }
+        Ok(change.map_or(Reply::Done, |change| self.carry_out(&change)))
+    }
+
+    /// The agent has had its time to answer. What it does later is still taken note of.
+    ///
+    /// # Errors
+    /// It was to show that it is there at all.
+    pub(super) fn answer_is_overdue(&mut self, number: u32) -> Result<(), Failure> {
+        let Some(asked) = self.questions.asked.get_mut(&number) else { return Ok(()) };
+        let why = format!("the guest's agent did not answer within {} s", self.deadlines.create);
+        if let Some(asker) = asked.asker.take() {
+            asker.answer(&Reply::refusal(why));
+        } else if asked.is_sign_of_life && self.set_up {
+            let why = format!("{why}, after a signal that was to end the container");
+            return Err(Failure::of_guest(anyhow!(why)));
+        }
+        Ok(())
     }
 
     /// Changes the host's limits after the guest's.

@@ -12,13 +12,14 @@ use kiln_vmm::config::{GuestEnd, VmmEvent};
 use kiln_vmm::emulated::qemu;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
 use super::failure::Failure;
 use super::{Monitor, Step};
 use crate::process::{Process, describe};
 use crate::sandbox::control::{Asker, Reply, Request};
 use crate::sandbox::conversation::Progress;
+use crate::sandbox::deadline::Deadline;
 use crate::sandbox::events::Event;
 use crate::sandbox::machine::Role;
 use crate::sandbox::phases::Phase;
@@ -36,19 +37,25 @@ const CAUSE: Duration = Duration::from_secs(2);
 const KILLED: &str = "the host's kernel kills where memory is short (see dmesg, and memory.events of \
                       the sandbox's cgroup): give the guest less memory, or its cgroup more";
 
+const OUT_OF_MEMORY: &str = "the host's kernel killed it for want of memory: give the guest less, or \
+                             more to the cgroup that the container is in and to those above it";
+
 /// Signals that end a process that has no use for them.
 const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
 impl Monitor {
     /// What happens next that concerns the phases; everything else is dealt with on the way.
-    pub(super) async fn next(&mut self, deadline: Option<Instant>) -> Result<Step, Failure> {
+    pub(super) async fn next(
+        &mut self,
+        mut deadline: Option<&mut Deadline>,
+    ) -> Result<Step, Failure> {
         loop {
-            let event = match deadline {
+            let event = match &mut deadline {
                 None => self.events.recv().await,
                 Some(deadline) => tokio::select! {
                     biased;
                     event = self.events.recv() => event,
-                    () = sleep_until(deadline) => return Ok(Step::DeadlinePassed),
+                    () = deadline.passed() => return Ok(Step::DeadlinePassed),
                 },
             };
             let event = event.context("the event sources have ended")?;
@@ -117,6 +124,8 @@ impl Monitor {
                 ));
             }
             Event::KillOverdue => {}
+            Event::AnswerOverdue(number) => self.answer_is_overdue(number)?,
+            Event::ExecOverdue(exec) => self.exec_is_overdue(exec),
             Event::StreamEnded => return Ok(Some(Step::StreamEnded)),
         }
         Ok(None)
@@ -191,12 +200,7 @@ impl Monitor {
 
     /// A guest that can't be trusted to end a container has a while to do so.
     fn expect_end(&self) {
-        let sender = self.sources.sender();
-        let patience = Duration::from_secs(self.deadlines.shutdown);
-        tokio::task::spawn_local(async move {
-            tokio::time::sleep(patience).await;
-            let _ = sender.send(Event::KillOverdue).await;
-        });
+        self.sources.tell_after(Duration::from_secs(self.deadlines.shutdown), Event::KillOverdue);
     }
 
     fn resize(&mut self, size: WindowSize) -> Result<(), Failure> {
@@ -235,17 +239,15 @@ impl Monitor {
         Ok(())
     }
 
-    fn send_signal(&self, signal: i32, all: bool) -> Result<(), Failure> {
+    fn send_signal(&mut self, signal: i32, all: bool) -> Result<(), Failure> {
         // Until its program is executed, the container's first process is not one that any other
         // signal would end: the kernel spares a namespace's first process.
         let waits = self.record.status == Status::Created;
-        let signal = if waits && ENDING.contains(&signal) { libc::SIGKILL } else { signal };
-        self.tell(&ToAgent::Signal {
-            container: self.container.id.clone(),
-            exec: None,
-            signal,
-            all,
-        })
+        let ends = ENDING.contains(&signal);
+        let signal = if waits && ends { libc::SIGKILL } else { signal };
+        let container = self.container.id.clone();
+        self.tell(&ToAgent::Signal { container, exec: None, signal, all })?;
+        if ends { self.expect_sign_of_life() } else { Ok(()) }
     }
 
     fn keep_output(&mut self, role: Role, bytes: &[u8]) {
@@ -292,7 +294,14 @@ impl Monitor {
             return Err(cause);
         }
         Err(match status.signal() {
-            Some(libc::SIGKILL) => failure.with_mend(KILLED),
+            Some(libc::SIGKILL) => {
+                // All is over, and cgroups are found by the host's paths.
+                self.leave_rootfs();
+                match self.record.cgroup.oom_kills() {
+                    0 => failure.with_mend(KILLED),
+                    _ => failure.with_mend(OUT_OF_MEMORY),
+                }
+            }
             _ => failure,
         })
     }
@@ -342,9 +351,9 @@ impl Monitor {
 
     /// Waits a while for what explains the failure that shows already.
     async fn hear_cause(&mut self) -> Option<Failure> {
-        let deadline = Instant::now() + CAUSE;
+        let mut deadline = Deadline::after(CAUSE);
         loop {
-            match Box::pin(self.next(Some(deadline))).await {
+            match Box::pin(self.next(Some(&mut deadline))).await {
                 Err(failure) => return Some(failure),
                 Ok(Step::Said(Progress::Failed { message, exit_code, phase })) => {
                     return Some(Failure::told(message, exit_code, phase));

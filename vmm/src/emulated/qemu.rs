@@ -201,7 +201,8 @@ pub fn end(status: Option<i32>, errors: &str) -> Option<GuestEnd> {
     match status {
         Some(0) if fault.is_some() => Some(GuestEnd::TripleFault),
         Some(0) => Some(GuestEnd::Reset),
-        Some(1) if says_failure(&errors[last_reset..]) => None,
+        // The second is the dynamic linker's.
+        Some(1 | 127) if says_failure(&errors[last_reset..]) => None,
         Some(code) if code % 2 == 1 => Some(GuestEnd::Shutdown),
         _ => None,
     }
@@ -212,10 +213,13 @@ fn says_failure(errors: &str) -> bool {
     messages(errors).next().is_some()
 }
 
-/// QEMU's own messages among what it wrote to standard error: they begin with the name it was
-/// started by, which the reset log's lines don't.
+/// QEMU's own messages among what it wrote to standard error, and its dynamic linker's: they begin
+/// with the name or the path that it was started by, which the reset log's lines don't.
 pub fn messages(errors: &str) -> impl Iterator<Item = &str> {
-    errors.lines().filter(|line| line.starts_with("qemu") && line.contains(": "))
+    errors.lines().filter(|line| {
+        let name = line.split_once(": ").and_then(|(path, _)| path.rsplit('/').next());
+        name.is_some_and(|name| name.starts_with("qemu"))
+    })
 }
 
 #[cfg(test)]
@@ -270,6 +274,9 @@ mod tests {
         let fault = format!("{log}Triple fault\n{log}");
         assert_eq!(end(Some(0), &fault), Some(GuestEnd::TripleFault));
         assert_eq!(end(Some(1), "qemu-system-x86_64: no such thing\n"), None);
+        let unloaded =
+            "/usr/bin/qemu-system-x86_64: error while loading shared libraries: libz.so.1\n";
+        assert_eq!(end(Some(127), unloaded), None);
         assert_eq!(end(None, log), None);
     }
 }

@@ -116,7 +116,7 @@ impl Broker {
         Ok(())
     }
 
-    /// Takes a packet; `None` is end of file.
+    /// Takes a packet; `None` is end of file. `EMFILE` if this process may have no more descriptors.
     pub(super) fn try_receive(&self) -> io::Result<Option<(u32, OwnedFd)>> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -135,6 +135,10 @@ impl Broker {
         }
         if received.bytes == 0 && fds.is_empty() {
             return Ok(None);
+        }
+        if fds.is_empty() && received.flags.contains(ReturnFlags::CTRUNC) {
+            // What came found no room among this process's own: the packet is lost.
+            return Err(rustix::io::Errno::MFILE.into());
         }
         if received.bytes != 4
             || received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)

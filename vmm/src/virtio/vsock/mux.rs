@@ -139,6 +139,9 @@ impl Mux {
                     self.broker = None;
                     return;
                 }
+                Err(error) if error.raw_os_error() == Some(libc::EMFILE) => {
+                    tracing::warn!(%error, "connection refused");
+                }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => self.broker_readable = false,
                     io::ErrorKind::Interrupted => {}
