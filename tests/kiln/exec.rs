@@ -200,6 +200,25 @@ fn standard_streams_are_whole_and_end() {
     assert!(stage.is_clean());
 }
 
+#[test]
+fn many_programs_begin_at_once() {
+    let stage = running(&["sleep", "1000"]);
+    let begun: Vec<Child> = (0..40)
+        .map(|number| {
+            let script = format!("echo {number}; echo error {number} >&2");
+            let mut command = exec(&stage, &[], &["sh", "-c", &script]);
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.spawn().expect("kiln")
+        })
+        .collect();
+    for (number, child) in begun.into_iter().enumerate() {
+        let output = child.wait_with_output().expect("ends");
+        assert_eq!(errors(&output), format!("error {number}\n"));
+        assert_eq!(output.stdout, format!("{number}\n").as_bytes());
+    }
+    succeeds(&stage, &["delete", "--force", "test"]);
+}
+
 /// How many processes of the guest have this in their command line. The pattern is not to match
 /// itself: that is in one too.
 fn count(stage: &Stage, pattern: &str) -> usize {

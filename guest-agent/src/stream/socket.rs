@@ -49,7 +49,8 @@ pub fn listen(port: u32) -> io::Result<OwnedFd> {
     // Accepted connections inherit their buffer's size.
     set_buffer(socket.as_fd())?;
     bind(socket.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, port))?;
-    listen_on(&socket, Backlog::new(64)?)?;
+    // A connection that does not fit is refused, and the host may ask for many processes at once.
+    listen_on(&socket, Backlog::MAXCONN)?;
     super::relay::make_non_blocking(&socket)?;
     Ok(socket)
 }
