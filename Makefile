@@ -6,12 +6,13 @@ LIB     := $(OUT)/lib/kiln
 SHARE   := $(OUT)/share
 export KILN_LIB_DIR := $(CURDIR)/$(LIB)
 
-.PHONY: help build share demo test fuzz bench lint kernel setup setup-tests clean
+.PHONY: help build share demo test faults fuzz bench lint kernel setup setup-tests clean
 
 help:
 	@echo "make build   install what is missing; build the guest kernel, the agent and kiln into $(OUT)/"
 	@echo "make demo    build a real C project and run its tests inside a microVM, then hostile steps"
 	@echo "make test    format, lints, licences and every test"
+	@echo "make faults  300 kills at random moments and every other fault, with a table of what was killed when"
 	@echo "make fuzz    libFuzzer on every parser of untrusted bytes, ten minutes each"
 	@echo "make bench   start-up, memory, stdio and network figures, against a second command in the same run"
 
@@ -53,6 +54,11 @@ lint: setup
 
 test: setup-tests build lint
 	@cargo nextest run --locked --workspace --no-fail-fast
+
+# KILN_FAULT_SEED=N repeats the choices of an earlier run.
+faults: setup-tests build
+	@KILN_FAULT_RUNS=$${KILN_FAULT_RUNS:-300} KILN_FAULT_CROWD=$${KILN_FAULT_CROWD:-12} \
+		cargo test --locked --workspace --test faults -- --nocapture --test-threads=1
 
 fuzz:
 	@fuzz/run

@@ -3,8 +3,9 @@
  * agent.rs.
  *
  * Steps: 's' LENGTH BYTES sends, 'f' LENGTH BYTES sends the same for ever, 'r' reads a frame,
- * 'c' closes the connection, 'n' makes as many further connections as it can, 'w' waits for ever.
- * LENGTH has 4 bytes, little-endian. */
+ * 'c' closes the connection, 'n' makes as many further connections as it can, 'p' SECONDS pauses,
+ * 'l' loops for ever, 'x' exits. At the end it waits for ever. SECONDS has 1 byte,
+ * LENGTH has 4, little-endian. */
 #define _GNU_SOURCE
 #include <linux/vm_sockets.h>
 #include <stdint.h>
@@ -78,6 +79,14 @@ int main(void)
 		case 'c':
 			close(fd);
 			break;
+		case 'p':
+			sleep(*at++);
+			break;
+		case 'l':
+			for (;;)
+				__asm__ volatile("");
+		case 'x':
+			return 1;
 		case 'n':
 			for (int i = 0; i < 500; i++)
 				dial();

@@ -4,86 +4,14 @@
 //! The guest is real; in the agent's place is a program that plays a script ([`Script`]).
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
 
-use kiln_protocol::frame::encode;
-use kiln_protocol::{CONTROL_PORT, ExitStatus, FailurePhase, FromAgent, MAX_FROM_AGENT, VERSION};
+use kiln_protocol::{FailurePhase, FromAgent, MAX_FROM_AGENT, VERSION};
 
-use crate::stage::{Stage, errors, eventually, lib_dir, processes_of};
-
-/// What the agent does.
-#[derive(Default)]
-struct Script(Vec<u8>);
+use crate::script::{Script, exited, hello, id};
+use crate::stage::{Stage, errors, eventually, processes_of};
 
 impl Script {
-    /// One that has said hello, and been welcomed and told to create a container.
-    fn greeted() -> Self {
-        Self::default().say(&hello()).read().read()
-    }
-
-    /// One whose container is set up and told to start.
-    fn created() -> Self {
-        Self::greeted().say(&FromAgent::Created { container: id() }).read()
-    }
-
-    fn say(self, message: &FromAgent) -> Self {
-        self.send(&encode(message, usize::MAX).expect("encodes"))
-    }
-
-    fn send(self, bytes: &[u8]) -> Self {
-        self.step(b's', bytes)
-    }
-
-    fn flood(self, bytes: &[u8]) -> Self {
-        self.step(b'f', bytes)
-    }
-
-    fn step(mut self, kind: u8, bytes: &[u8]) -> Self {
-        self.0.push(kind);
-        self.0.extend((bytes.len() as u32).to_le_bytes());
-        self.0.extend(bytes);
-        self
-    }
-
-    fn read(mut self) -> Self {
-        self.0.push(b'r');
-        self
-    }
-
-    fn close(mut self) -> Self {
-        self.0.push(b'c');
-        self
-    }
-
-    fn connect_more(mut self) -> Self {
-        self.0.push(b'n');
-        self
-    }
-
-    /// A folder with the kernel and, as the agent, a program that plays the script.
-    fn compile(&self, stage: &Stage) -> PathBuf {
-        let lib = stage.path().join("lib");
-        fs::create_dir(&lib).expect("made");
-        std::os::unix::fs::symlink(lib_dir().join("vmlinux"), lib.join("vmlinux")).expect("linked");
-        let bytes: Vec<String> = self.0.iter().map(u8::to_string).collect();
-        let header = stage.path().join("script.h");
-        let script = format!(
-            "enum {{ PORT = {CONTROL_PORT} }};\nstatic const unsigned char SCRIPT[] = {{{}}};\n",
-            bytes.join(",")
-        );
-        fs::write(&header, script).expect("written");
-        let compiled = Command::new("gcc")
-            .args(["-static", "-O2", "-Wall", "-Werror", "-s", "-include"])
-            .arg(header)
-            .arg("-o")
-            .arg(lib.join("kiln-agent"))
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/escape/agent.c"))
-            .status();
-        assert!(compiled.expect("gcc must be installed").success(), "agent.c does not compile");
-        lib
-    }
-
     /// Runs a container with such an agent; gives what kiln said.
     fn run(&self) -> Output {
         let stage = Stage::new(&["true"]);
@@ -107,19 +35,6 @@ impl Script {
         assert!(errors.contains(words), "{words:?} is missing in: {errors}");
         assert!(errors.len() < 64 << 10, "{} bytes of errors", errors.len());
     }
-}
-
-fn id() -> String {
-    "test".to_owned()
-}
-
-fn hello() -> FromAgent {
-    let (version, kernel) = ("0.1.0".to_owned(), "6.12".to_owned());
-    FromAgent::Hello { protocol: VERSION, version, kernel }
-}
-
-fn exited() -> FromAgent {
-    FromAgent::Exited { container: id(), status: ExitStatus::Code(0), oom_killed: false }
 }
 
 #[test]

@@ -13,6 +13,8 @@ mod bundles;
 mod devices;
 #[path = "../vmm/process.rs"]
 mod process;
+#[allow(dead_code, reason = "these tests use a part of it")]
+mod script;
 mod share;
 #[path = "../kiln/stage.rs"]
 #[allow(dead_code, reason = "these tests use a part of it")]

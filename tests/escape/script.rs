@@ -1,0 +1,123 @@
+//! A program in the agent's place that plays a script, beside `agent.c`, which is that program.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use kiln_protocol::frame::encode;
+use kiln_protocol::{CONTROL_PORT, ExitStatus, FromAgent, VERSION};
+
+use crate::stage::{Stage, lib_dir};
+
+/// What the agent does.
+#[derive(Default)]
+pub struct Script(Vec<u8>);
+
+impl Script {
+    /// One that has said hello, and been welcomed and told to create a container.
+    pub fn greeted() -> Self {
+        Self::default().say(&hello()).read().read()
+    }
+
+    /// One whose container is set up and told to start.
+    pub fn created() -> Self {
+        Self::greeted().say(&FromAgent::Created { container: id() }).read()
+    }
+
+    /// Sends a message.
+    pub fn say(self, message: &FromAgent) -> Self {
+        self.send(&encode(message, usize::MAX).expect("encodes"))
+    }
+
+    /// Sends bytes.
+    pub fn send(self, bytes: &[u8]) -> Self {
+        self.step(b's', bytes)
+    }
+
+    /// Sends the same bytes for ever.
+    pub fn flood(self, bytes: &[u8]) -> Self {
+        self.step(b'f', bytes)
+    }
+
+    fn step(mut self, kind: u8, bytes: &[u8]) -> Self {
+        self.0.push(kind);
+        self.0.extend((bytes.len() as u32).to_le_bytes());
+        self.0.extend(bytes);
+        self
+    }
+
+    /// Reads a message.
+    pub fn read(mut self) -> Self {
+        self.0.push(b'r');
+        self
+    }
+
+    /// Closes the connection.
+    pub fn close(mut self) -> Self {
+        self.0.push(b'c');
+        self
+    }
+
+    /// Makes as many further connections as it can.
+    pub fn connect_more(mut self) -> Self {
+        self.0.push(b'n');
+        self
+    }
+
+    /// Does nothing for some seconds.
+    pub fn pause(mut self, seconds: u8) -> Self {
+        self.0.extend([b'p', seconds]);
+        self
+    }
+
+    /// Runs in circles from here on.
+    pub fn spin(mut self) -> Self {
+        self.0.push(b'l');
+        self
+    }
+
+    /// Ends, which the guest's kernel doesn't survive.
+    pub fn exit(mut self) -> Self {
+        self.0.push(b'x');
+        self
+    }
+
+    /// A folder with the kernel and, as the agent, a program that plays the script.
+    pub fn compile(&self, stage: &Stage) -> PathBuf {
+        let lib = stage.path().join("lib");
+        fs::create_dir(&lib).expect("made");
+        std::os::unix::fs::symlink(lib_dir().join("vmlinux"), lib.join("vmlinux")).expect("linked");
+        let bytes: Vec<String> = self.0.iter().map(u8::to_string).collect();
+        let header = stage.path().join("script.h");
+        let script = format!(
+            "enum {{ PORT = {CONTROL_PORT} }};\nstatic const unsigned char SCRIPT[] = {{{}}};\n",
+            bytes.join(",")
+        );
+        fs::write(&header, script).expect("written");
+        let compiled = Command::new("gcc")
+            .args(["-static", "-O2", "-Wall", "-Werror", "-s", "-include"])
+            .arg(header)
+            .arg("-o")
+            .arg(lib.join("kiln-agent"))
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/escape/agent.c"))
+            .status();
+        assert!(compiled.expect("gcc must be installed").success(), "agent.c does not compile");
+        lib
+    }
+}
+
+/// The container's id.
+pub fn id() -> String {
+    "test".to_owned()
+}
+
+/// What an agent says first.
+pub fn hello() -> FromAgent {
+    let (version, kernel) = ("0.1.0".to_owned(), "6.12".to_owned());
+    FromAgent::Hello { protocol: VERSION, version, kernel }
+}
+
+/// That the container has ended well.
+pub fn exited() -> FromAgent {
+    FromAgent::Exited { container: id(), status: ExitStatus::Code(0), oom_killed: false }
+}
