@@ -17,11 +17,15 @@ use crate::stage::{Stage, processes_of};
 /// How long the kernel may take to give everything back on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A stage whose containers have a cgroup by which they are known.
+/// A stage whose containers have a cgroup by which they are known, and a network of their own.
 pub fn marked(args: &[&str]) -> Stage {
     let stage = Stage::new(args);
     let path = format!("/{}", mark(&stage));
-    stage.edit(|config| config["linux"]["cgroupsPath"] = json!(path));
+    stage.edit(|config| {
+        let linux = &mut config["linux"];
+        linux["cgroupsPath"] = json!(path);
+        linux["namespaces"].as_array_mut().expect("a list").push(json!({"type": "network"}));
+    });
     stage
 }
 
