@@ -126,11 +126,7 @@ fn limits_of_who_executes_further_programs() {
         if output.status.success() {
             assert_eq!(output.stdout, b"said\n");
         } else {
-            explained(
-                &output,
-                &format!("exec with {tasks} tasks"),
-                &["limits on processes"],
-            );
+            explained(&output, &format!("exec with {tasks} tasks"), &["limits on processes"]);
         }
         before.is_as_before(&stage);
     }
