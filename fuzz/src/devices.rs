@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 
 use kiln_vmm::config::RateConfig;
+use kiln_vmm::virtio::balloon::Balloon;
 use kiln_vmm::virtio::block::Block;
 use kiln_vmm::virtio::console::{Console, Size};
 use kiln_vmm::virtio::net::{Net, Settings};
@@ -28,6 +29,12 @@ const PORT: u32 = 1024;
 const PIECE: usize = 4096;
 /// The most connections that the host holds.
 const CONNECTIONS: usize = 8;
+
+/// virtio-balloon.
+pub fn balloon(script: &[u8]) {
+    let mut device = Balloon::new();
+    Driver::new(&mut device).play(script, &mut |_| {});
+}
 
 /// virtio-blk; the first byte says whether the disk is read-only.
 pub fn block(script: &[u8]) {

@@ -4,12 +4,14 @@
 //! nowhere else: that is checked at the end, as long as the driver has told the device of its buffers
 //! in the usual way, so that they are known here.
 
+use std::fs::File;
 use std::ops::Range;
+use std::sync::Arc;
 
 use kiln_vmm::GuestMemory;
 use kiln_vmm::virtio::{Event, Queues, VirtioDevice};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, FileOffset, GuestAddress};
 
 use crate::input::Input;
 
@@ -52,10 +54,18 @@ pub struct Driver<'d> {
     tracked: bool,
 }
 
-/// Memory with a seam in it.
+/// Memory with a seam in it, of a file as that of machines is.
 pub fn memory() -> GuestMemory {
-    let ranges = [(GuestAddress(0), SEAM), (GuestAddress(SEAM as u64), MEMORY - SEAM)];
-    GuestMemory::from_ranges(&ranges).expect("memory")
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let file = File::from(rustix::fs::memfd_create("memory", flags).expect("a file"));
+    file.set_len(MEMORY as u64).expect("sized");
+    let file = Arc::new(file);
+    let range = |start: usize, end: usize| {
+        let offset = FileOffset::from_arc(Arc::clone(&file), start as u64);
+        (GuestAddress(start as u64), end - start, Some(offset))
+    };
+    let ranges = [range(0, SEAM), range(SEAM, MEMORY)];
+    GuestMemory::from_ranges_with_files(ranges).expect("memory")
 }
 
 impl<'d> Driver<'d> {

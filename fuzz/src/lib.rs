@@ -27,7 +27,8 @@ pub mod spec;
 pub type Target = fn(&[u8]);
 
 /// All targets by name.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 13] = [
+    ("balloon", devices::balloon),
     ("block", devices::block),
     ("console", devices::console),
     ("network", devices::network),

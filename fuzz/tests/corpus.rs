@@ -38,6 +38,7 @@ macro_rules! replayed {
 }
 
 replayed! {
+    balloon: "balloon",
     block: "block",
     console: "console",
     network: "network",

@@ -57,6 +57,8 @@ guests! {
     /// The network device: sends a frame to everyone with its address and its MTU, and then
     /// `net_frames=N` times what it gets, to whom it came from. Frames are of Ethernet type 0x88b5.
     NET = "net";
+    /// The balloon's reports of free memory: pages that are reported are empty, the others not.
+    FREE_PAGES = "free_pages";
     /// The entropy device and the virtio console, those that are there: says `hello from the
     /// guest`, and with the word `echo` sends back one line.
     RNG_AND_CONSOLE = "rng_and_console";

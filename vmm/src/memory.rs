@@ -3,12 +3,13 @@
 //! All of it lies in one memfd, because processes that serve devices map it too: offset 0 of the
 //! file is guest-physical address 0, and what lies above the [hole](HOLE_START) follows without a
 //! gap. The file is sealed at its size, so that no process that shares it can cut it short under
-//! another. Nothing is touched before the guest or a device does: a page exists once it is written.
+//! another. Nothing is touched before the guest or a device does: a page exists once it is written,
+//! until it is [given back](give_back).
 
 use std::fs::File;
 use std::ops::Range;
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use vm_memory::{Address, FileOffset, GuestAddress, GuestMemory as _, GuestMemoryRegion};
 
 use crate::GuestMemory;
@@ -18,6 +19,9 @@ pub const HOLE_START: u64 = 0xc000_0000;
 
 /// The first address after the hole.
 pub const HOLE_END: u64 = 0x1_0000_0000;
+
+/// What memory is given back in.
+const PAGE: u64 = 4096;
 
 /// The largest guest, in MiB: 1 TiB.
 pub const MAX_MIB: u64 = 1 << 20;
@@ -102,6 +106,40 @@ pub fn high_range(memory: &GuestMemory) -> Range<u64> {
         Some(region) => HOLE_END..region.start_addr().raw_value() + region.len(),
         None => HOLE_END..HOLE_END,
     }
+}
+
+/// Why memory was not given back.
+#[derive(Debug, thiserror::Error)]
+pub enum GiveBackError {
+    /// It is no guest memory.
+    #[error("not guest memory")]
+    Outside,
+    /// The host.
+    #[error("punch a hole into guest memory")]
+    Host(#[source] std::io::Error),
+}
+
+/// Gives the pages that lie in a range of guest memory back to the host: they are zero until they are
+/// written again. Pages that lie in it in part stay as they are.
+///
+/// # Errors
+/// Not all of the range is guest memory, or the host can't; nothing has happened then.
+pub fn give_back(
+    memory: &GuestMemory,
+    address: GuestAddress,
+    length: u64,
+) -> Result<(), GiveBackError> {
+    let region = memory.find_region(address).ok_or(GiveBackError::Outside)?;
+    let begin = address.0 - region.start_addr().0;
+    let end = begin.checked_add(length).filter(|end| *end <= region.len());
+    let end = end.ok_or(GiveBackError::Outside)?;
+    let (begin, end) = (begin.next_multiple_of(PAGE), end / PAGE * PAGE);
+    let (Some(length @ 1..), Some(file)) = (end.checked_sub(begin), region.file_offset()) else {
+        return Ok(());
+    };
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let punched = rustix::fs::fallocate(file.file(), flags, file.start() + begin, length);
+    punched.map_err(|error| GiveBackError::Host(error.into()))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! QEMU gives the guest a software CPU, memory, an interrupt controller, a serial port and virtio
 //! transports. Every device behind those transports is kiln's own, served over vhost-user by
-//! processes of their own; QEMU is handed connected sockets. It has no monitor, no network, no
+//! processes of their own, but for the one by which free memory goes back to the host; QEMU is handed connected sockets. It has no monitor, no network, no
 //! disk of its own, and forbids itself to start programs or change identity (`-sandbox`).
 //!
 //! # What keeps it fast
@@ -33,6 +33,10 @@ const TRIPLE_FAULT: &str = "Triple fault";
 /// must not offer what is asked for over it. kiln's has none.
 const NO_CONTROL_QUEUE: &str = "ctrl_vq=off,ctrl_rx=off,ctrl_rx_extra=off,ctrl_vlan=off,\
                                 ctrl_mac_addr=off,ctrl_guest_offloads=off,guest_announce=off";
+
+/// QEMU's own device for what `virtio::balloon` does in the kvm engine: it is about the guest's memory,
+/// which is QEMU's.
+const FREE_PAGE_REPORTING: [&str; 2] = ["-device", "virtio-balloon-device,free-page-reporting=on"];
 
 /// Words for the command line of kiln's own kernel: what ends the machine, and one memory layout for all
 /// processes.
@@ -182,6 +186,7 @@ impl Machine {
         }
         let devices = self.devices.iter().enumerate();
         arguments.extend(devices.flat_map(|(at, device)| device.arguments(&format!("device{at}"))));
+        arguments.extend(FREE_PAGE_REPORTING.map(str::to_owned));
         arguments
     }
 }

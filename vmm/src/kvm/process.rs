@@ -15,6 +15,7 @@ use crate::config::{
 use crate::jail::Jail;
 use crate::sync::lock;
 use crate::transport::vhost_user_frontend::{Description, VhostUserBackend};
+use crate::virtio::balloon::Balloon;
 use crate::virtio::block::Block;
 use crate::virtio::console::Console;
 use crate::virtio::net::{Net, Settings};
@@ -126,6 +127,7 @@ fn make(vm: Vm, config: MachineConfig, lost: &Lost) -> Result<Machine, KvmError>
     }
     machine.add_device(Box::new(Rng::new()), DeviceGroup::Streams)?;
     add_console(&mut machine, config.console)?;
+    machine.add_device(Box::new(Balloon::new()), DeviceGroup::Storage)?;
     machine.boot(kernel(config.boot))?;
     Ok(machine)
 }

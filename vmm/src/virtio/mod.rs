@@ -6,6 +6,7 @@
 //! [`VirtioDevice::process`], and signals the driver for the queues that the device names in
 //! [`Used`].
 
+pub mod balloon;
 pub mod block;
 pub mod buffers;
 #[cfg(test)]

@@ -6,9 +6,10 @@ use std::io::{Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::thread;
 
-use kiln_selftest_guests::{BLOCK, HOSTILE, RNG_AND_CONSOLE, VIRTIO_DISCOVERY};
+use kiln_selftest_guests::{BLOCK, FREE_PAGES, HOSTILE, RNG_AND_CONSOLE, VIRTIO_DISCOVERY};
 use kiln_vmm::config::{Entry, GuestEnd};
 use kiln_vmm::kvm::{DeviceGroup, layout};
+use kiln_vmm::virtio::balloon::Balloon;
 use kiln_vmm::virtio::block::Block;
 use kiln_vmm::virtio::console::Console;
 use kiln_vmm::virtio::rng::Rng;
@@ -74,6 +75,20 @@ fn a_console_is_attacked() {
     assert!(outcome.lines.iter().all(|line| good(&line)), "{outcome:#?}");
     typing.join().unwrap();
     assert!(reading.join().unwrap() > 0);
+}
+
+#[test]
+fn pages_that_the_guest_reports_are_taken_from_it() {
+    let mut machine = machine(1);
+    machine.add_device(Box::new(Balloon::new()), DeviceGroup::Storage).unwrap();
+    let outcome = run(machine, FREE_PAGES, "", Entry::Auto);
+    let pages = std::iter::repeat_n("page", 16);
+    let expected: Vec<_> = ["reporting is offered", "nothing is written"]
+        .into_iter()
+        .chain(pages)
+        .chain(["page is used again"])
+        .collect();
+    assert_eq!(outcome.all_ok(), expected);
 }
 
 /// Every 8-byte word holds its own number.
