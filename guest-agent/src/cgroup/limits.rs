@@ -6,6 +6,7 @@
 //!
 //! * `cpu.cpus` names processors of the host. Here its number of processors counts: the container
 //!   gets the guest's first so many. `cpu.mems` is for the host, where the guest's memory is.
+//! * `blockIO.throttle*Device` are for the host, whose devices they name: its cgroup has them.
 //! * `memory.swap` and `memory.swappiness` limit something that the guest doesn't have.
 //! * `devices`: see the module on devices of the root file system.
 //! * What names the host's block or network devices, and what cgroup v2 has no counterpart of, is
@@ -265,16 +266,6 @@ impl Limits {
     }
 
     fn block_io(&mut self, block_io: &LinuxBlockIo) -> Result<(), Failure> {
-        let lists = [
-            ("throttleReadBpsDevice", block_io.throttle_read_bps_device()),
-            ("throttleWriteBpsDevice", block_io.throttle_write_bps_device()),
-            ("throttleReadIOPSDevice", block_io.throttle_read_iops_device()),
-            ("throttleWriteIOPSDevice", block_io.throttle_write_iops_device()),
-        ];
-        let throttled = lists.iter().find(|(_, list)| list.as_ref().is_some_and(|l| !l.is_empty()));
-        if let Some((name, _)) = throttled {
-            return Err(refuse(&format!("blockIO.{name}"), FOREIGN_DEVICE));
-        }
         if block_io.weight_device().as_ref().is_some_and(|list| !list.is_empty()) {
             return Err(refuse("blockIO.weightDevice", FOREIGN_DEVICE));
         }
@@ -399,8 +390,8 @@ mod tests {
             (r#"{"memory":{"swap":4096}}"#, "memory.swap"),
             (r#"{"cpu":{"realtimeRuntime":1}}"#, "cpu.realtimeRuntime"),
             (
-                r#"{"blockIO":{"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1}]}}"#,
-                "blockIO.throttleReadBpsDevice",
+                r#"{"blockIO":{"weightDevice":[{"major":8,"minor":0,"weight":10}]}}"#,
+                "blockIO.weightDevice",
             ),
             (r#"{"network":{"classID":1}}"#, "network.classID"),
             (r#"{"rdma":{"mlx":{"hcaHandles":1}}}"#, "rdma"),
@@ -410,6 +401,15 @@ mod tests {
             let failure = limits(json).expect_err("refused");
             assert!(failure.message.contains(field), "{}", failure.message);
         }
+    }
+
+    #[test]
+    fn throttles_are_the_hosts() {
+        let throttle = r#"{"blockIO":{"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1}]}}"#;
+        assert_eq!(
+            limits(throttle).expect("accepted").settings,
+            limits("{}").expect("none").settings
+        );
     }
 
     /// A directory with the files of a cgroup.
