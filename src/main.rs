@@ -2,7 +2,8 @@
 //!
 //! # Shape
 //! * [`cli`]: one file a verb; the hidden verbs are the processes of a sandbox.
-//! * [`settings`]: what the configuration file, annotations and flags decide.
+//! * [`settings`]: what the configuration file says.
+//! * [`limits`]: a sandbox's limits, from flags, annotations and the configuration file.
 //! * [`engine`]: what executes the code of guests on this host.
 //! * [`place`], [`cgroup`]: where the processes of a sandbox stand on the host.
 //! * [`hooks`]: hooks of the host.
@@ -26,6 +27,7 @@ mod doctor;
 mod engine;
 mod hooks;
 mod initrd;
+mod limits;
 mod log;
 mod mend;
 mod metrics;

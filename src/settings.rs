@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::Given;
+
 /// Where the configuration file is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/kiln/config.toml";
 
@@ -48,6 +50,8 @@ pub struct Settings {
     pub cpus: Option<u8>,
     /// The guest's memory in MiB; likewise.
     pub memory_mib: Option<u64>,
+    /// Limits of every sandbox that says nothing else.
+    pub limits: Given,
     /// The folder of the guest kernel and the agent.
     pub lib_dir: Option<PathBuf>,
     /// QEMU's executable, for the emulated engine.
@@ -56,7 +60,7 @@ pub struct Settings {
     pub agent_deadline: u64,
     /// Seconds that the agent may take to set a container up and to start it, each.
     pub create_deadline: u64,
-    /// Seconds that a guest may take to end once it has been told to.
+    /// Seconds that a guest may take to end once it has been told to, and a step whose time is over.
     pub shutdown_deadline: u64,
     /// Words appended to the guest kernel's command line.
     pub kernel_args: String,
@@ -68,6 +72,7 @@ impl Default for Settings {
             engine: EngineChoice::Auto,
             cpus: None,
             memory_mib: None,
+            limits: Given::default(),
             lib_dir: None,
             qemu: PathBuf::from("qemu-system-x86_64"),
             agent_deadline: 60,
@@ -143,6 +148,19 @@ mod tests {
         let error = anyhow::Error::new(parse("cpus = 2\nmemmory_mib = 3\n").expect_err("unknown"));
         let text = format!("{error:#}");
         assert!(text.contains("memmory_mib") && text.contains("line 2"), "{text}");
+    }
+
+    #[test]
+    fn limits_are_read_and_wrong_ones_are_shown_with_their_line_and_mend() {
+        let settings = parse("[limits]\ndeadline = \"1h\"\noutput_limit = 4096\n").expect("valid");
+        let given = settings.limits;
+        assert_eq!(given.deadline, Some("60m".parse().expect("time")));
+        assert_eq!(given.output_limit, Some("4K".parse().expect("bytes")));
+        for wrong in ["deadline = \"soon\"", "deadline = 0"] {
+            let error = parse(&format!("[limits]\n{wrong}\n")).expect_err("wrong");
+            let text = format!("{:#}", anyhow::Error::new(error));
+            assert!(text.contains(wrong) && text.contains("as in 90s"), "{text}");
+        }
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! Each script has a directory of its own, beside which lies something that must stay as it is.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::LazyLock;
 
-use kiln_vmm::fuzzing::{FileSystem, SharedMemory};
+use kiln_vmm::fuzzing::{FileSystem, SPACE, SharedMemory};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -45,6 +47,8 @@ pub fn requests(script: &[u8]) {
     fs::write(shared.join("rootfs/file"), "contents").expect("written");
     fs::write(&secret, "secret").expect("written");
 
+    let before = taken(&shared);
+
     let mut guest = Guest::new(FileSystem::new(&shared).expect("served"));
     let mut input = Input::new(script);
     for _ in 0..REQUESTS {
@@ -53,6 +57,9 @@ pub fn requests(script: &[u8]) {
         }
         guest.ask(&mut input);
     }
+    // What is written where there seems to be something already may be appended after all, once.
+    let most = before + SPACE + MAX_REQUEST as u64;
+    assert!(taken(&shared) <= most, "{} bytes taken of {most}", taken(&shared));
     guest.file_system.reset();
     drop(guest);
 
@@ -60,6 +67,17 @@ pub fn requests(script: &[u8]) {
     let names = fs::read_dir(FOLDER.path()).expect("read").count();
     assert_eq!(names, 2, "something was made beside the share");
     fs::remove_dir_all(&shared).expect("removed");
+}
+
+/// How many bytes of the file system the files of a directory take.
+fn taken(directory: &Path) -> u64 {
+    let entries = fs::read_dir(directory).expect("read").map(|entry| entry.expect("an entry"));
+    let sizes = entries.map(|entry| {
+        let status = fs::symlink_metadata(entry.path()).expect("it is there");
+        let below = if status.is_dir() { taken(&entry.path()) } else { 0 };
+        status.blocks() * 512 + below
+    });
+    sizes.sum()
 }
 
 /// What the guest knows, and its queue.

@@ -22,10 +22,12 @@ mod rlimits;
 mod sizing;
 mod tolerated;
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use oci_spec::runtime::Spec;
 use serde_json::Value;
@@ -150,6 +152,20 @@ impl Bundle {
     /// The value of an annotation.
     pub fn annotation(&self, name: &str) -> Option<&str> {
         self.spec.annotations().as_ref()?.get(name).map(String::as_str)
+    }
+
+    /// What an annotation that is for kiln says, if it is there.
+    ///
+    /// # Errors
+    /// It says nothing that can be.
+    pub fn setting<T>(&self, name: &str) -> Result<Option<T>, BundleError>
+    where
+        T: FromStr<Err: fmt::Display>,
+    {
+        let Some(text) = self.annotation(name) else { return Ok(None) };
+        text.parse().map(Some).map_err(|error| {
+            BundleError::field(format!("annotations[{name:?}]"), format!("{text:?}: {error}"))
+        })
     }
 
     /// Makes missing mount points where the guest can't.

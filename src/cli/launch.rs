@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::SystemTime;
 
 use anyhow::{Context, anyhow, bail};
@@ -12,10 +11,11 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
 use super::Global;
 use super::console::Console;
 use crate::artefacts::Artefacts;
-use crate::bundle::{self, Bundle, Host, Limits, Namespace, Size};
+use crate::bundle::{self, Bundle, Host, Namespace, Size};
 use crate::cgroup;
 use crate::engine;
 use crate::hooks;
+use crate::limits::{Flags, Given, Limits};
 use crate::log::rfc3339;
 use crate::privileges;
 use crate::process::Launch;
@@ -49,6 +49,8 @@ pub struct Options {
     /// The guest's memory in MiB, the guest's own overhead included
     #[arg(long, value_name = "MIB")]
     memory: Option<u64>,
+    #[command(flatten)]
+    limits: Given,
     /// Write how long each phase took to this file, as JSON, once the sandbox has ended
     #[arg(long, value_name = "FILE")]
     timings: Option<PathBuf>,
@@ -111,6 +113,7 @@ struct Wanted {
     options: Options,
     settings: Settings,
     bundle: Bundle,
+    limits: Limits,
     guest: Guest,
     cgroup: cgroup::Wanted,
     terminal: Option<WindowSize>,
@@ -128,8 +131,12 @@ impl Wanted {
         let bundle = trace.timed("bundle", || Bundle::load(&options.bundle))?;
         privileges::check()?;
         warn_of_no_network(&bundle.spec);
-        let guest =
-            trace.timed("engine and size", || Guest::decide(&options, &bundle, &settings))?;
+        let machine = bundle::Limits { cpus: options.cpus, memory_mib: options.memory };
+        let flags = Flags { machine, given: options.limits };
+        let limits = Limits::collect(flags, &bundle, &settings)?;
+        let guest = trace.timed("engine and size", || {
+            Guest::decide(&options, limits.machine, &bundle, &settings)
+        })?;
         let cgroup = find_cgroup(global, &bundle, &options.id)?;
         let console = console(&options, &bundle, purpose);
         let terminal = console.size(bundle.spec.process().as_ref())?;
@@ -142,6 +149,7 @@ impl Wanted {
             options,
             settings,
             bundle,
+            limits,
             guest,
             cgroup,
             terminal,
@@ -158,7 +166,7 @@ impl Wanted {
         record: Record,
         state: &StateDir,
     ) -> anyhow::Result<Option<Outcome>> {
-        let Self { mut trace, options, settings, bundle, guest, .. } = self;
+        let Self { mut trace, options, settings, bundle, limits, guest, .. } = self;
         trace.timed("mount points", || bundle.make_mountpoints()).context("root.path")?;
         let (mut client, command) = Client::new()?;
         client.run_hooks(hooks_of(&record));
@@ -179,6 +187,7 @@ impl Wanted {
                 rootfs_read_only: bundle.rootfs_read_only,
                 binds: bundle.binds,
                 memory_limit: bundle::memory_limit(&bundle.spec),
+                step: limits.step,
                 terminal: self.terminal,
             },
             guest: GuestConfig {
@@ -187,6 +196,8 @@ impl Wanted {
                 memory_mib: guest.size.memory_mib,
                 kernel: launch.give(self.kernel),
                 agent: launch.give(self.agent),
+                files: limits.files,
+                network: limits.network,
                 kernel_args: settings.kernel_args,
                 qemu: settings.qemu,
             },
@@ -332,39 +343,26 @@ fn describe(id: &str, bundle: &Bundle, engine: Engine, keep: bool) -> Record {
     }
 }
 
-/// The machine that a container gets, from flags, annotations, the bundle and the settings.
+/// The machine that a container gets.
 struct Guest {
     engine: Engine,
     size: Size,
 }
 
 impl Guest {
-    fn decide(options: &Options, bundle: &Bundle, settings: &Settings) -> anyhow::Result<Self> {
+    fn decide(
+        options: &Options,
+        asked: bundle::Limits,
+        bundle: &Bundle,
+        settings: &Settings,
+    ) -> anyhow::Result<Self> {
         let choice = match options.engine {
             Some(engine) => engine,
-            None => annotation(bundle, "io.kiln.engine")?.unwrap_or(settings.engine),
-        };
-        let asked = Limits {
-            cpus: options.cpus.or(annotation(bundle, "io.kiln.cpus")?).or(settings.cpus),
-            memory_mib: options
-                .memory
-                .or(annotation(bundle, "io.kiln.memory-mib")?)
-                .or(settings.memory_mib),
+            None => bundle.setting("io.kiln.engine")?.unwrap_or(settings.engine),
         };
         let size = Size::decide(asked, &bundle.spec, Host::detect())?;
         let choice = engine::choose(choice, &settings.qemu)?;
         choice.announce();
         Ok(Self { engine: choice.engine, size })
-    }
-}
-
-fn annotation<T>(bundle: &Bundle, name: &str) -> anyhow::Result<Option<T>>
-where
-    T: FromStr<Err: std::fmt::Display>,
-{
-    let Some(text) = bundle.annotation(name) else { return Ok(None) };
-    match text.parse() {
-        Ok(value) => Ok(Some(value)),
-        Err(error) => bail!("annotations[{name:?}]: {text:?}: {error}"),
     }
 }

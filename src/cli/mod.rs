@@ -49,8 +49,9 @@ use verb::{Verb, Vm, VmVerb};
 
 const PRECEDENCE: &str = "\
 A setting is taken from the first of these that gives it: a flag; an annotation of the bundle \
-(io.kiln.engine, io.kiln.cpus, io.kiln.memory-mib); the bundle's own limits \
-(linux.resources.cpu, linux.resources.memory); the configuration file; the default.";
+(io.kiln.engine, io.kiln.cpus, io.kiln.memory-mib, and io.kiln.NAME for each limit's flag --NAME); \
+the bundle's own limits (linux.resources.cpu, linux.resources.memory); the configuration file; the \
+default.";
 
 /// Runs OCI containers, each in a microVM of its own.
 #[derive(Debug, Parser)]

@@ -184,7 +184,7 @@ fn end_of(control: &OwnedFd) -> Result<Option<GuestEnd>, ProbeError> {
     loop {
         let event = packet::receive(control.as_fd(), MsgFlags::MSG_DONTWAIT);
         match event.map_err(host("control socket"))? {
-            Some(VmmEvent::Running) => {}
+            Some(VmmEvent::Running | VmmEvent::SpaceUsedUp) => {}
             Some(VmmEvent::Ended { how }) => return Ok(Some(how)),
             Some(VmmEvent::Failed { message }) => return Err(ProbeError::Machine(message)),
             None => return Ok(None),

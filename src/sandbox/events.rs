@@ -84,6 +84,8 @@ pub enum Event {
     ExecOverdue(ExecId),
     /// Somebody sent the monitor itself this signal.
     Signal(i32),
+    /// More has come out of stdio streams than the step may write.
+    OutputExceeded,
     /// A stdio stream has been copied to its end.
     StreamEnded,
 }

@@ -196,6 +196,7 @@ fn start_fs(parts: &Parts<'_>, machine: &mut Machine) -> anyhow::Result<UnixStre
         socket: launch.give(listener),
         rootfs,
         mounts,
+        limits: parts.guest.files,
         control: launch.give(control),
     };
     spawn(launch, &config, Role::Fs, parts.sources, machine)?;
@@ -246,14 +247,14 @@ fn cmdline(machine: &str, more: &str) -> String {
     format!("console=ttyS0 quiet panic=-1 {machine} {more}").trim_end().to_owned()
 }
 
-fn net_config(launch: &mut Launch, device: Device) -> NetConfig {
+fn net_config(launch: &mut Launch, device: Device, rate: RateConfig) -> NetConfig {
     NetConfig {
         tap: launch.give(device.tap),
         mac: device.address,
         // The agent sets it, once it is known which interface the device is to be.
         mtu: None,
-        receive: RateConfig::default(),
-        transmit: RateConfig::default(),
+        receive: rate,
+        transmit: rate,
     }
 }
 
@@ -284,7 +285,11 @@ fn start_vmm(
             output: Some(launch.give(their_console)),
         },
         disks: Vec::new(),
-        nets: parts.nets.into_iter().map(|device| net_config(&mut launch, device)).collect(),
+        nets: parts
+            .nets
+            .into_iter()
+            .map(|device| net_config(&mut launch, device, parts.guest.network))
+            .collect(),
         shares: vec![ShareConfig { tag: SHARE_TAG.to_owned(), socket: launch.give(share) }],
         vsock: Some(vsock_config(&mut launch, vsock.broker)),
         jail: vsock.jail,
@@ -360,7 +365,10 @@ fn start_devices(
         disks: Vec::new(),
         nets: nets
             .into_iter()
-            .map(|(device, listener)| (net_config(&mut launch, device), launch.give(listener)))
+            .map(|(device, listener)| {
+                let config = net_config(&mut launch, device, parts.guest.network);
+                (config, launch.give(listener))
+            })
             .collect(),
         jail: vsock.jail,
         control: launch.give(control),

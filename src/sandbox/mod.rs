@@ -48,12 +48,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use kiln_protocol::WindowSize;
-use kiln_vmm::config::InheritedFd;
+use kiln_vmm::config::{FileLimits, InheritedFd, RateConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::bundle::{Bind, NamespaceKind};
 use crate::cgroup;
+use crate::limits::StepLimits;
 use crate::state::Record;
 
 pub use monitor::run;
@@ -159,6 +160,8 @@ pub struct ContainerConfig {
     pub binds: Vec<Bind>,
     /// The container's memory limit in bytes, if it has one.
     pub memory_limit: Option<u64>,
+    /// The limits of it that the monitor keeps.
+    pub step: StepLimits,
     /// The container's process has a terminal of this size; it is relayed to standard input and
     /// output.
     pub terminal: Option<WindowSize>,
@@ -191,6 +194,10 @@ pub struct GuestConfig {
     pub kernel: InheritedFd,
     /// The agent.
     pub agent: InheritedFd,
+    /// What it may do with the files that it shares.
+    pub files: FileLimits,
+    /// What each of its network devices may pass, each way.
+    pub network: RateConfig,
     /// Words appended to the kernel's command line.
     pub kernel_args: String,
     /// QEMU's executable.

@@ -5,7 +5,8 @@
 //! slow reader holds back nothing but its own stream, which holds back the guest's writer.
 //!
 //! A reader of standard output that goes away is to the step what it is to a local process: the
-//! stream is closed towards the guest, and the step gets `SIGPIPE` when it writes again.
+//! stream is closed towards the guest, and the step gets `SIGPIPE` when it writes again. Likewise once
+//! more has come than the step may write; what it may has been written on by then.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -26,9 +27,14 @@ use super::events::Event;
 /// What is moved at once: as much as a vsock packet holds, several times.
 const BUFFER: usize = 256 << 10;
 
-/// What output streams are about, for whoever waits for their end.
+/// What the output streams of a process are about, for whoever waits for their end, and how much they
+/// may carry.
 #[derive(Debug, Default)]
 pub struct Activity {
+    /// The most bytes, if there is a limit.
+    limit: Option<u64>,
+    /// Bytes from the guest so far.
+    bytes: AtomicU64,
     /// Reads from the guest so far.
     reads: AtomicU64,
     /// Streams that wait for the caller's reader.
@@ -36,6 +42,19 @@ pub struct Activity {
 }
 
 impl Activity {
+    /// Streams that carry at most this many bytes together.
+    pub fn limited(limit: Option<u64>) -> Self {
+        Self { limit, ..Self::default() }
+    }
+
+    /// Counts bytes from the guest; gives how many of them are within the limit.
+    fn admit(&self, length: usize) -> usize {
+        let Some(limit) = self.limit else { return length };
+        // Each stream adds at most one buffer after the limit is reached.
+        let before = self.bytes.fetch_add(length as u64, Ordering::Relaxed);
+        usize::try_from(limit.saturating_sub(before)).unwrap_or(usize::MAX).min(length)
+    }
+
     /// Reads from the guest so far, or `None` while the caller's reader is waited for: then the
     /// guest has no part in it.
     fn reads(&self) -> Option<u64> {
@@ -177,8 +196,10 @@ fn start_copy_out(
     let mut output = File::from(standard(number)?);
     let (activity, ended) = (Arc::clone(activity), ended.clone());
     let copying = move || {
-        copy_out(&mut guest, &mut output, &activity);
-        // Who listens no more has no use for it.
+        // Who listens no more has no use for either.
+        if copy_out(&mut guest, &mut output, &activity) == CopyEnd::Exceeded {
+            let _ = ended.blocking_send(Event::OutputExceeded);
+        }
         let _ = ended.blocking_send(Event::StreamEnded);
     };
     thread::Builder::new().name("kiln-stdout".to_owned()).spawn(copying)?;
@@ -224,25 +245,40 @@ fn copy_in(mut guest: UnixStream) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies a stream of the guest to a descriptor until its end, or until nobody reads.
-fn copy_out(guest: &mut UnixStream, output: &mut File, activity: &Activity) {
+/// Why nothing more is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CopyEnd {
+    /// The guest has ended the stream, or nobody reads.
+    Ended,
+    /// More has come than the limit allows.
+    Exceeded,
+}
+
+/// Copies a stream of the guest to a descriptor until its end, or until nobody reads, or no more may
+/// be read.
+fn copy_out(guest: &mut UnixStream, output: &mut File, activity: &Activity) -> CopyEnd {
     let mut buffer = vec![0; BUFFER];
     loop {
         match guest.read(&mut buffer) {
-            Ok(0) => return,
+            Ok(0) => return CopyEnd::Ended,
             Ok(length) => {
                 activity.reads.fetch_add(1, Ordering::Relaxed);
+                let admitted = activity.admit(length);
                 activity.writing.fetch_add(1, Ordering::Relaxed);
-                let written = write_all(output, &buffer[..length]);
+                let written = write_all(output, &buffer[..admitted]);
                 activity.writing.fetch_sub(1, Ordering::Relaxed);
                 if let Err(error) = written {
                     tracing::debug!(%error, "an output stream is closed to the step");
                     let _ = guest.shutdown(Shutdown::Both);
-                    return;
+                    return CopyEnd::Ended;
+                }
+                if admitted < length {
+                    let _ = guest.shutdown(Shutdown::Both);
+                    return CopyEnd::Exceeded;
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(_) => return,
+            Err(_) => return CopyEnd::Ended,
         }
     }
 }
@@ -264,4 +300,36 @@ fn write_all(output: &mut File, mut bytes: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is copied of `sent`, and why no more.
+    fn copied(sent: &[u8], activity: &Activity) -> (Vec<u8>, CopyEnd) {
+        let (mut guest, mut host) = UnixStream::pair().expect("sockets");
+        let (mut reader, writer) = io::pipe().expect("pipe");
+        guest.write_all(sent).expect("room");
+        drop(guest);
+        let end = copy_out(&mut host, &mut File::from(OwnedFd::from(writer)), activity);
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).expect("read");
+        (bytes, end)
+    }
+
+    #[test]
+    fn streams_share_a_limit_and_what_is_within_arrives() {
+        let activity = Activity::limited(Some(10));
+        assert_eq!(copied(b"123456", &activity), (b"123456".to_vec(), CopyEnd::Ended));
+        assert_eq!(copied(b"7890", &activity), (b"7890".to_vec(), CopyEnd::Ended));
+        assert_eq!(copied(b"x", &activity), (Vec::new(), CopyEnd::Exceeded));
+        let activity = Activity::limited(Some(3));
+        assert_eq!(copied(b"12345", &activity), (b"123".to_vec(), CopyEnd::Exceeded));
+    }
+
+    #[test]
+    fn streams_without_a_limit_end_with_the_guest() {
+        assert_eq!(copied(b"12345", &Activity::default()), (b"12345".to_vec(), CopyEnd::Ended));
+    }
 }

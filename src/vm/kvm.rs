@@ -72,7 +72,7 @@ pub fn run_beside(machine: Machine, host: Host, options: &[OsString]) -> anyhow:
             return Ok(End::Interrupted(why));
         }
         match packet::receive(control.as_fd(), MsgFlags::empty())? {
-            Some(VmmEvent::Running) => {}
+            Some(VmmEvent::Running | VmmEvent::SpaceUsedUp) => {}
             Some(VmmEvent::Ended { how }) => {
                 process.wait()?;
                 return Ok(End::Guest(how));

@@ -8,7 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
-use kiln_vmm::config::{FsConfig, SharedTree, VmmEvent};
+use kiln_vmm::config::{FileLimits, FsConfig, SharedTree, VmmEvent};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
 
@@ -44,6 +44,7 @@ impl Share {
             socket: inherited(&listener),
             rootfs: SharedTree { source: inherited(&rootfs), read_only: false },
             mounts: Vec::new(),
+            limits: FileLimits::default(),
             control: inherited(&theirs),
         };
         let config = file_of(&serde_json::to_vec(&config).expect("JSON"));

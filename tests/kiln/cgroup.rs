@@ -35,18 +35,18 @@ fn directories(path: &str) -> Vec<PathBuf> {
 }
 
 /// The value of a limit, from the controller's hierarchy of version 1 or that of version 2.
-fn limit(controller: &str, path: &str, v1: &str, v2: &str) -> String {
+pub fn limit(controller: &str, path: &str, v1: &str, v2: &str) -> String {
     let files = [format!("{ROOT}/{controller}{path}/{v1}"), format!("{ROOT}{path}/{v2}")];
     let found = files.iter().find_map(|file| fs::read_to_string(file).ok());
     found.unwrap_or_else(|| panic!("none of {files:?}")).trim().to_owned()
 }
 
 /// A path that no other test has.
-fn unique(name: &str) -> String {
+pub fn unique(name: &str) -> String {
     format!("/kiln-test-{}-{name}", std::process::id())
 }
 
-fn set_path(stage: &Stage, path: &str) {
+pub fn set_path(stage: &Stage, path: &str) {
     stage.edit(|config| config["linux"]["cgroupsPath"] = json!(path));
 }
 

@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use serde_json::json;
@@ -279,4 +279,42 @@ fn the_callers_own_network_namespace_is_not_taken_over() {
     let refused = create(&stage, &[]);
     assert!(errors(&refused).contains("linux.namespaces[2].path"), "{}", errors(&refused));
     assert!(stage.is_clean());
+}
+
+#[test]
+fn a_rate_is_kept_each_way() {
+    const BYTES: usize = 240_000;
+    outside();
+    let namespace = Namespace::new();
+    add_interface(&namespace.pid(), 0);
+    let script = format!(
+        "head -c {BYTES} /dev/zero | busybox nc 10.1.0.1 6000
+        busybox nc 10.1.0.1 6001 | busybox wc -c"
+    );
+    let stage = stage(&script, Some(&path_of(&namespace)));
+    stage.edit(|config| config["annotations"] = json!({"io.kiln.network-rate": "100K"}));
+    let [from_guest, to_guest] =
+        ["10.1.0.1:6000", "10.1.0.1:6001"].map(|to| TcpListener::bind(to).expect("TCP"));
+    // At the least: a busy machine takes longer. Some of it passes before the host has accepted.
+    let least = Duration::from_millis(1200);
+    let created = create(&stage, &["--network-burst", "10K"]);
+    assert!(created.status.success(), "{}", errors(&created));
+    succeeds(&stage, &["start", "test"]);
+
+    let mut stream = from_guest.accept().expect("the guest connects").0;
+    let begin = Instant::now();
+    let mut received = Vec::new();
+    stream.read_to_end(&mut received).expect("reads");
+    assert_eq!(received.len(), BYTES);
+    assert!(begin.elapsed() > least, "sent in {:?}", begin.elapsed());
+    drop(stream);
+
+    let mut stream = to_guest.accept().expect("the guest connects").0;
+    let begin = Instant::now();
+    stream.write_all(&vec![0; BYTES]).expect("writes");
+    drop(stream);
+    wait_for_output(&stage, &BYTES.to_string());
+    assert!(begin.elapsed() > least, "received in {:?}", begin.elapsed());
+    wait_for(&stage, "stopped");
+    succeeds(&stage, &["delete", "test"]);
 }

@@ -28,7 +28,10 @@ impl Stage {
         let busybox = Path::new("/bin/busybox");
         if busybox.exists() {
             fs::copy(busybox, rootfs.join("bin/busybox")).expect("busybox");
-            for applet in ["sh", "true", "cat", "yes", "sleep", "stty", "dd", "head", "id", "ls"] {
+            for applet in [
+                "sh", "true", "cat", "yes", "sleep", "stty", "dd", "head", "id", "ls", "mkdir",
+                "rm",
+            ] {
                 std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(applet))
                     .expect("link");
             }

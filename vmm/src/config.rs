@@ -174,6 +174,9 @@ pub struct RateConfig {
     pub bytes_per_second: Option<NonZeroU64>,
     /// Packets a second. A frame that is to be cut into segments counts as that many.
     pub packets_per_second: Option<NonZeroU64>,
+    /// How many bytes of what was not used can be caught up on at once; without it a twentieth of a
+    /// second's.
+    pub burst_bytes: Option<NonZeroU64>,
 }
 
 /// The vsock device.
@@ -232,8 +235,22 @@ pub struct FsConfig {
     pub rootfs: SharedTree,
     /// What the guest sees as `mounts/<index>`, one for each bind mount of the bundle.
     pub mounts: Vec<SharedMount>,
+    /// What the guest may do there.
+    pub limits: FileLimits,
     /// As in [`VmmConfig::control`].
     pub control: InheritedFd,
+}
+
+/// Limits of what a guest does with the files that it shares. The default is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FileLimits {
+    /// Bytes of the host's file systems that it may take beside what is there.
+    pub space: Option<NonZeroU64>,
+    /// Bytes of requests and replies a second.
+    pub bytes_per_second: Option<NonZeroU64>,
+    /// Requests a second.
+    pub requests_per_second: Option<NonZeroU64>,
 }
 
 /// A directory of the host, with what is mounted below it, that a guest shares.
@@ -284,6 +301,8 @@ pub enum VmmEvent {
         /// How.
         how: GuestEnd,
     },
+    /// The guest has been refused something because of [`FileLimits::space`]; said once.
+    SpaceUsedUp,
     /// The process can't go on and exits after this.
     Failed {
         /// What failed and why: a whole sentence's worth, sources included.

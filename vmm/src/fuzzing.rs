@@ -13,11 +13,14 @@ use vm_memory::GuestMemoryMmap;
 use crate::GuestMemory;
 use crate::config::Entry;
 use crate::kvm::boot::{self, BootError, EntryPoint, Kernel};
-use crate::virtio::fs::file_system_at;
 use crate::virtio::fs::request::RequestServer;
+use crate::virtio::fs::{Space, file_system_at};
 
 /// Files that the fuzzed file system process may have open.
 const OPEN_FILES: u64 = 256;
+
+/// What the fuzzed guest may add, in bytes.
+pub const SPACE: u64 = 64 << 10;
 
 /// Guest memory as `kiln fs` has it.
 pub type SharedMemory = GuestMemoryMmap<BitmapMmapRegion>;
@@ -42,7 +45,9 @@ impl FileSystem {
     pub fn new(root: &Path) -> io::Result<Self> {
         let fd_directory = File::open("/proc/self/fd")?;
         let root = root.to_str().ok_or(io::ErrorKind::InvalidInput)?;
-        Ok(Self(RequestServer::new(file_system_at(root, fd_directory, OPEN_FILES)?)))
+        let space = Space::new(SPACE, Box::new(|| ()));
+        let file_system = file_system_at(root, fd_directory, OPEN_FILES, Some(space))?;
+        Ok(Self(RequestServer::new(file_system)))
     }
 
     /// Serves the next request of a queue; gives the number of bytes written, or nothing if there is

@@ -147,8 +147,9 @@ fn table(raw: Raw, address: u64, length: u32, flags: u16) {
 /// Whether a device looks at a queue as soon as its bell is rung.
 fn is_eager(device: u32, queue: u32) -> bool {
     const ENTROPY: u32 = 4;
+    const BALLOON: u32 = 5;
     match device {
-        block::DEVICE_ID | ENTROPY => true,
+        block::DEVICE_ID | ENTROPY | BALLOON => true,
         // Another process's, which has no way to say that a queue is broken.
         files::DEVICE_ID => false,
         // The others' first queue waits for what the host has; of sockets, the last is never used.

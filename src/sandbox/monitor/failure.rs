@@ -78,6 +78,11 @@ impl Failure {
         Self { exit_code, ..Self::new(error, Source::Caller) }
     }
 
+    /// A limit that the step has exceeded, in words that have the mend.
+    pub fn exceeded(message: String, exit_code: u8) -> Self {
+        Self { exit_code, ..Self::new(anyhow!(message), Source::Caller) }
+    }
+
     /// A guest that has ended without having been told to.
     pub fn unasked_end(how: &GuestEnd) -> Self {
         const OF_KERNEL: &str =

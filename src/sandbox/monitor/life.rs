@@ -38,7 +38,7 @@ impl Monitor {
         self.timeline.enter(Phase::Boot);
         self.greet().await?;
         self.timeline.enter(Phase::Create);
-        let activity = Arc::<Activity>::default();
+        let activity = Arc::new(Activity::limited(self.container.step.output.map(u64::from)));
         let outputs = self.create(&broker, &activity).await?;
         self.record.cgroup.apply(&self.limits.cpu_time)?;
         self.note(Status::Created)?;
@@ -268,6 +268,7 @@ impl Monitor {
         self.timeline.enter(Phase::Start);
         self.start().await?;
         self.timeline.enter(Phase::Run);
+        self.start_clock();
         self.note(Status::Running)
     }
 
@@ -330,6 +331,7 @@ impl Monitor {
     /// Has the guest flush and end. One that doesn't is killed.
     async fn shut_down(&mut self) {
         self.ending = true;
+        self.stop_clock();
         let begun = phases::now();
         self.await_end().await;
         self.timeline.passed("end of the guest", begun);

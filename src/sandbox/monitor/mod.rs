@@ -7,6 +7,7 @@
 //! * [`questions`]: what the agent answers to later commands.
 //! * [`memory`]: what happens when the container's memory runs out.
 //! * [`outcome`]: what the command is told in the end.
+//! * [`overrun`]: the limits of time and output, which the monitor keeps.
 //! * [`failure`]: why a container didn't run to its own end.
 
 mod execs;
@@ -15,6 +16,7 @@ mod inspection;
 mod life;
 mod memory;
 mod outcome;
+mod overrun;
 mod questions;
 mod watch;
 
@@ -35,6 +37,7 @@ use tokio::task::LocalSet;
 use self::execs::Execs;
 use self::failure::Failure;
 use self::memory::{OOM_KILLED, Watchers};
+use self::overrun::Overrun;
 use self::questions::Questions;
 use super::broker::Broker;
 use super::control::{self, Asker};
@@ -51,6 +54,7 @@ use super::{
 };
 use crate::bundle::Namespace;
 use crate::cgroup::{self, Limits, Origin};
+use crate::limits::REACHED;
 use crate::mend;
 use crate::network::{self, Uplinks};
 use crate::place::{self, rootfs::Host};
@@ -229,6 +233,7 @@ struct Monitor {
     execs: Execs,
     questions: Questions,
     watchers: Watchers,
+    overrun: Overrun,
     /// What a paused container was before.
     before_pause: Status,
     conversation: Conversation,
@@ -264,7 +269,9 @@ impl Monitor {
         sources.watch_signals(&watched_signals(leads_session), leads_session)?;
         sources.watch_commands(state.listen(control::NAME).context("control socket")?)?;
         let mut record = config.record;
-        record.annotations.remove(OOM_KILLED);
+        for own in [OOM_KILLED, REACHED] {
+            record.annotations.remove(own);
+        }
         let began = Duration::from_nanos(config.started_ns);
         let timeline = Timeline::begin(began, trace, &config.container.id);
         Ok(Self {
@@ -292,6 +299,7 @@ impl Monitor {
             execs: Execs::default(),
             questions: Questions::default(),
             watchers: Watchers::default(),
+            overrun: Overrun::default(),
             before_pause: Status::Running,
             console: Tail::default(),
             errors: Vec::new(),

@@ -7,9 +7,12 @@ use crate::sandbox::Outcome;
 impl Monitor {
     /// What the command is told.
     pub(super) async fn outcome(&mut self, result: Result<u8, Failure>) -> Outcome {
-        let failure = match result {
+        // A limit that ended the step is the reason, whatever else came of that.
+        let failure = match self.overrun.failure().map_or(result, Err) {
             Ok(exit_code) => {
-                let notice = (self.oom_killed && exit_code != 0).then(|| self.out_of_memory());
+                let failed = exit_code != 0;
+                let memory = (self.oom_killed && failed).then(|| self.out_of_memory());
+                let notice = memory.or_else(|| self.space_notice().filter(|_| failed));
                 return Outcome { exit_code, error: None, notice };
             }
             Err(failure) => failure,

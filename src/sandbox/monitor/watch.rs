@@ -1,6 +1,7 @@
 //! What happens next: deadlines are kept, the agent is heard out under the rules of the conversation,
 //! and whatever ends a sandbox becomes a failure.
 
+use std::future::pending;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -12,7 +13,7 @@ use kiln_vmm::config::{GuestEnd, VmmEvent};
 use kiln_vmm::emulated::qemu;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::failure::Failure;
 use super::{Monitor, Step};
@@ -44,19 +45,20 @@ const OUT_OF_MEMORY: &str = "the host's kernel killed it for want of memory: giv
 const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
 impl Monitor {
-    /// What happens next that concerns the phases; everything else is dealt with on the way.
+    /// What happens next that concerns the phases; everything else is dealt with on the way, and the
+    /// step's limits are kept.
     pub(super) async fn next(
         &mut self,
         mut deadline: Option<&mut Deadline>,
     ) -> Result<Step, Failure> {
         loop {
-            let event = match &mut deadline {
-                None => self.events.recv().await,
-                Some(deadline) => tokio::select! {
-                    biased;
-                    event = self.events.recv() => event,
-                    () = deadline.passed() => return Ok(Step::DeadlinePassed),
-                },
+            self.enforce()?;
+            let due = self.overrun.due();
+            let event = tokio::select! {
+                biased;
+                event = self.events.recv() => event,
+                () = passed(&mut deadline) => return Ok(Step::DeadlinePassed),
+                () = until(due) => continue,
             };
             let event = event.context("the event sources have ended")?;
             if let Some(step) = self.handle(event).await? {
@@ -75,6 +77,7 @@ impl Monitor {
             Event::AgentGone(_) if self.ending => {}
             Event::AgentGone(reason) => return Err(self.explain_loss(reason).await),
             Event::Vmm(_, VmmEvent::Running) => {}
+            Event::Vmm(_, VmmEvent::SpaceUsedUp) => self.space_used_up()?,
             Event::Vmm(role, VmmEvent::Ended { how }) if role.is_machine() => {
                 return Ok(Some(Step::GuestEnded(how)));
             }
@@ -124,6 +127,7 @@ impl Monitor {
                 ));
             }
             Event::KillOverdue => {}
+            Event::OutputExceeded => self.output_exceeded()?,
             Event::AnswerOverdue(number) => self.answer_is_overdue(number)?,
             Event::ExecOverdue(exec) => self.exec_is_overdue(exec),
             Event::StreamEnded => return Ok(Some(Step::StreamEnded)),
@@ -239,7 +243,7 @@ impl Monitor {
         Ok(())
     }
 
-    fn send_signal(&mut self, signal: i32, all: bool) -> Result<(), Failure> {
+    pub(super) fn send_signal(&mut self, signal: i32, all: bool) -> Result<(), Failure> {
         // Until its program is executed, the container's first process is not one that any other
         // signal would end: the kernel spares a namespace's first process.
         let waits = self.record.status == Status::Created;
@@ -371,4 +375,20 @@ fn breach(error: impl Into<anyhow::Error>) -> Failure {
     Failure::of_guest(error.into()).with_mend(
         "install kiln and its agent together; if they are, the step may have taken its guest over",
     )
+}
+
+/// Returns once a limit on time has passed; without one never.
+async fn passed(deadline: &mut Option<&mut Deadline>) {
+    match deadline {
+        Some(deadline) => deadline.passed().await,
+        None => pending().await,
+    }
+}
+
+/// Returns at a moment; without one never.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => pending().await,
+    }
 }

@@ -14,6 +14,7 @@ pub(crate) mod chains;
 pub mod console;
 pub mod fs;
 pub mod net;
+mod rate;
 #[cfg(test)]
 pub(crate) mod ring;
 pub mod rng;

@@ -13,10 +13,10 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use kiln_vmm::config::{FsConfig, InheritedFd, SharedMount, SharedTree};
+use kiln_vmm::config::{FileLimits, FsConfig, InheritedFd, SharedMount, SharedTree};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, recv, socketpair};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// How long a guest may take for all it does before the test gives up on it.
@@ -34,6 +34,8 @@ pub struct Limits {
     pub open_files: Option<u64>,
     /// In bytes.
     pub file_size: Option<u64>,
+    /// What the process itself keeps.
+    pub files: FileLimits,
 }
 
 /// The fs backend, in a process of its own.
@@ -87,6 +89,7 @@ impl FsProcess {
                     recursive: true,
                 })
                 .collect(),
+            limits: limits.files,
             control: inherited(&backend_control),
         };
         // SAFETY: the child is a single thread that goes on with what it got at the fork and leaves
@@ -99,6 +102,17 @@ impl FsProcess {
         let length = rustix::io::read(&control, &mut event).unwrap();
         assert_eq!(&event[..length], b"\"running\"", "the fs backend did not come up");
         Self { pid, control: Some(control), socket: path }
+    }
+
+    /// What it has told its monitor since it came up.
+    pub fn told(&self) -> String {
+        let mut packets = String::new();
+        let mut packet = [0; 4096];
+        let control = self.control.as_ref().expect("it has not ended");
+        while let Ok((length, _)) = recv(control, &mut packet, RecvFlags::DONTWAIT) {
+            packets += std::str::from_utf8(&packet[..length]).expect("JSON");
+        }
+        packets
     }
 
     /// Waits for the process to end, which it does once the guest is gone.

@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode, Stdio};
 
-use kiln_vmm::config::{FsConfig, InheritedFd, JailConfig, SharedTree};
+use kiln_vmm::config::{FileLimits, FsConfig, InheritedFd, JailConfig, SharedTree};
 use kiln_vmm::jail::foreign::Foreign;
 use kiln_vmm::jail::{Jail, sandbox_limits};
 use kiln_vmm::virtio::fs;
@@ -190,6 +190,7 @@ fn enter_share(seccomp: bool) -> Result<(), Box<dyn Error>> {
         socket: InheritedFd(KEPT),
         rootfs: SharedTree { source: InheritedFd(share.into_raw_fd()), read_only: false },
         mounts: Vec::new(),
+        limits: FileLimits::default(),
         control: InheritedFd(CONTROL),
     };
     // SAFETY: the parent put both there, and nothing here owns them or the share.

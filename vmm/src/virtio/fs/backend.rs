@@ -4,6 +4,9 @@
 //! a second vCPU's requests are served while a first one's wait for the disk. The frontend keeps the
 //! configuration space, tag included.
 //!
+//! A request that is over a limit waits in its queue, and its thread with it, which then holds nothing
+//! that a reset or the process's end would wait for.
+//!
 //! Each thread has a file mode mask and working directory of its own (`CLONE_FS`), which the
 //! library sets while it serves a request, as it does the thread's user and group.
 
@@ -18,7 +21,7 @@ use vhost_user_backend::bitmap::BitmapMmapRegion;
 use vhost_user_backend::{VhostUserBackend, VringMutex, VringT};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::QueueOwnedT;
+use virtio_queue::{QueueOwnedT, QueueT};
 use virtiofsd::descriptor_utils::{Reader, Writer};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
@@ -28,6 +31,8 @@ use vmm_sys_util::event::{
 
 use super::guarded::GuardedFs;
 use super::request::RequestServer;
+use super::throttle::Throttle;
+use crate::config::FileLimits;
 use crate::log_limit::LogLimit;
 
 /// Queues of the device: one for high priority, the rest for requests.
@@ -47,49 +52,70 @@ pub struct FsBackend {
     memory: RwLock<Option<Memory>>,
     event_idx: AtomicBool,
     breaches: LogLimit,
+    throttle: Throttle,
 }
 
 impl FsBackend {
-    /// A device that serves `file_system`.
-    pub fn new(file_system: GuardedFs) -> Self {
+    /// A device that serves `file_system`, as fast as `limits` let it.
+    pub fn new(file_system: GuardedFs, limits: FileLimits) -> Self {
         Self {
             server: RequestServer::new(file_system),
             memory: RwLock::new(None),
             event_idx: AtomicBool::new(false),
             breaches: LogLimit::new(),
+            throttle: Throttle::new(limits),
         }
     }
 
     /// Serves what is available in a queue now.
     fn serve_available(&self, vring: &VringMutex<Memory>) -> io::Result<()> {
+        while self.throttle.wait() && self.serve_next(vring)? {}
+        Ok(())
+    }
+
+    /// Serves the next request in a queue; says whether there was one.
+    fn serve_next(&self, vring: &VringMutex<Memory>) -> io::Result<bool> {
         let memory =
             self.memory.read().map_err(|_| io::Error::other("a worker thread panicked"))?;
         let memory = memory.as_ref().ok_or_else(|| io::Error::other("no memory table yet"))?;
         let memory = memory.memory();
-        loop {
-            let chain = {
-                let mut state = vring.get_mut();
-                let chains = state.get_queue_mut().iter(memory.clone());
-                chains.map_err(io::Error::other)?.next()
-            };
-            let Some(chain) = chain else {
-                return Ok(());
-            };
-            let head = chain.head_index();
-            let reader = Reader::new(&memory, chain.clone());
-            let writer = Writer::new(&memory, chain);
-            let written = match (reader, writer) {
-                (Ok(reader), Ok(writer)) => self.server.serve(reader, writer),
-                // Buffers that aren't in memory: nothing can be read and nobody told.
-                _ => 0,
-            };
-            vring.add_used(head, written).map_err(io::Error::other)?;
-            let notify = !self.event_idx.load(Ordering::Relaxed)
-                || vring.needs_notification().map_err(io::Error::other)?;
-            if notify {
-                vring.signal_used_queue()?;
+        let chain = {
+            let mut state = vring.get_mut();
+            // A reset has taken the queue away, while this waited.
+            if !state.is_enabled() || !state.get_queue().ready() {
+                return Ok(false);
             }
+            let chains = state.get_queue_mut().iter(memory.clone());
+            chains.map_err(io::Error::other)?.next()
+        };
+        let Some(chain) = chain else {
+            return Ok(false);
+        };
+        let head = chain.head_index();
+        let reader = Reader::new(&memory, chain.clone());
+        let writer = Writer::new(&memory, chain);
+        let written = match (reader, writer) {
+            (Ok(reader), Ok(writer)) => {
+                let asked = reader.available_bytes();
+                let written = self.server.serve(reader, writer);
+                self.throttle.take(asked.saturating_add(written as usize));
+                written
+            }
+            // Buffers that aren't in memory: nothing can be read and nobody told.
+            _ => 0,
+        };
+        vring.add_used(head, written).map_err(io::Error::other)?;
+        let notify = !self.event_idx.load(Ordering::Relaxed)
+            || vring.needs_notification().map_err(io::Error::other)?;
+        if notify {
+            vring.signal_used_queue()?;
         }
+        Ok(true)
+    }
+
+    /// Lets no request wait any more: the frontend has gone.
+    pub fn end(&self) {
+        self.throttle.lift();
     }
 }
 

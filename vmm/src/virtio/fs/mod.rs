@@ -15,6 +15,7 @@
 //! * [`guarded`]: checks on what the guest names, and how long it may cache.
 //! * [`request`]: one request to its reply.
 //! * [`backend`]: queues and threads.
+//! * [`throttle`]: limits of requests and bytes a second.
 //!
 //! The FUSE protocol and the passing of operations to the host's files are `virtiofsd`'s, used as a
 //! library. It was chosen over `fuse-backend-rs`, which has neither POSIX ACLs nor default ACLs (it
@@ -36,6 +37,7 @@ mod backend;
 mod confinement;
 mod guarded;
 pub(crate) mod request;
+mod throttle;
 mod tree;
 
 use std::fs::File;
@@ -52,10 +54,11 @@ use virtiofsd::passthrough::{
 };
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
-use crate::config::{FsConfig, VmmEvent};
+use crate::config::{FileLimits, FsConfig, VmmEvent};
 use crate::jail::descriptors;
 use backend::FsBackend;
 use guarded::GuardedFs;
+pub(crate) use guarded::Space;
 use tree::{Place, Share, ShareOptions};
 
 pub use backend::{QUEUE_SIZE, QUEUES};
@@ -92,21 +95,25 @@ pub enum FsError {
 /// # Safety
 /// As for [`InheritedFd::take`](crate::config::InheritedFd::take), for every descriptor in `config`.
 pub unsafe fn serve(config: FsConfig) -> Result<(), FsError> {
+    let limits = config.limits;
     // SAFETY: the caller's promise.
-    let confined = unsafe { confine(config) }?;
-    let file_system = file_system(confined.fd_directory, confined.file_limit);
-    let backend = Arc::new(FsBackend::new(file_system.map_err(FsError::Passthrough)?));
+    let Confined { control, socket, fd_directory, file_limit } = unsafe { confine(config) }?;
+    let space = limited_space(limits, &control).map_err(FsError::Control)?;
+    let file_system = file_system_at("/", fd_directory, file_limit, space);
+    let file_system = file_system.map_err(FsError::Passthrough)?;
+    let backend = Arc::new(FsBackend::new(file_system, limits));
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), backend, memory)
+    let mut daemon = VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&backend), memory)
         .map_err(|error| FsError::VhostUser(error.to_string()))?;
-    let control = confined.control;
     end_with(control.try_clone().map_err(FsError::Control)?)?;
     confinement::restrict_system_calls(control.as_fd())?;
-    announce(&control).map_err(FsError::Control)?;
+    tell(&control, &VmmEvent::Running).map_err(FsError::Control)?;
 
-    let mut listener = Listener::from(confined.socket);
+    let mut listener = Listener::from(socket);
     daemon.start(&mut listener).map_err(|error| FsError::VhostUser(error.to_string()))?;
-    match daemon.wait() {
+    let ended = daemon.wait();
+    backend.end();
+    match ended {
         Ok(()) => Ok(()),
         // A frontend that ends closes its socket wherever it is.
         Err(vhost_user_backend::Error::HandleRequest(
@@ -176,9 +183,16 @@ unsafe fn take_shares(config: &FsConfig) -> Result<Vec<Share>, TreeError> {
 /// Of the files that may be open, the part for files without a name.
 const NAMELESS_PART: u64 = 8;
 
-/// The file system over the tree, which is the process's root by now.
-fn file_system(fd_directory: File, file_limit: u64) -> io::Result<GuardedFs> {
-    file_system_at("/", fd_directory, file_limit)
+/// What the guest may add. The monitor is told when that is used up.
+fn limited_space(limits: FileLimits, control: &OwnedFd) -> io::Result<Option<Space>> {
+    let Some(limit) = limits.space else { return Ok(None) };
+    let control = control.try_clone()?;
+    let on_full = move || {
+        if let Err(error) = tell(&control, &VmmEvent::SpaceUsedUp) {
+            tracing::warn!(%error, "the monitor can't be told that the guest's space is used up");
+        }
+    };
+    Ok(Some(Space::new(limit.get(), Box::new(on_full))))
 }
 
 /// The file system over the directory `root`, with `/proc/self/fd`.
@@ -186,6 +200,7 @@ pub(crate) fn file_system_at(
     root: &str,
     fd_directory: File,
     file_limit: u64,
+    space: Option<Space>,
 ) -> io::Result<GuardedFs> {
     let nameless_limit = file_limit / NAMELESS_PART;
     let library = PassthroughFs::new(PassthroughConfig {
@@ -194,7 +209,7 @@ pub(crate) fn file_system_at(
         ..passthrough_config(file_limit - nameless_limit)
     })?;
     let nameless_limit = usize::try_from(nameless_limit).unwrap_or(usize::MAX);
-    Ok(GuardedFs::new(library, fd_directory, nameless_limit))
+    Ok(GuardedFs::new(library, fd_directory, nameless_limit, space))
 }
 
 /// How the library serves.
@@ -232,9 +247,8 @@ fn end_with(control: OwnedFd) -> Result<(), FsError> {
     thread.map(drop).map_err(FsError::Control)
 }
 
-fn announce(control: &OwnedFd) -> io::Result<()> {
-    let event = serde_json::to_vec(&VmmEvent::Running)?;
-    rustix::io::write(control, &event)?;
+fn tell(control: &OwnedFd, event: &VmmEvent) -> io::Result<()> {
+    rustix::io::write(control, &serde_json::to_vec(event)?)?;
     Ok(())
 }
 

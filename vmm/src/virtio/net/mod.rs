@@ -12,7 +12,8 @@
 //!   host then drops; and the guest's frames wait in its queue while the tap takes none.
 //! * [Limits](crate::config::RateConfig) of bytes and packets a second for each direction. What is
 //!   over the limit waits, for up to which nothing is lost but time: in the guest's queue, or in that of the
-//!   tap. Of what was not used, a twentieth of a second's worth can be caught up.
+//!   tap. Of what was not used, a twentieth of a second's worth can be caught up, or a number of bytes
+//!   that is given.
 //! * Memory is bounded: one frame of [`MAX_FRAME`] bytes.
 //!
 //! # What it refuses
@@ -30,7 +31,6 @@
 mod device;
 mod features;
 mod header;
-mod rate;
 mod receive;
 mod taken;
 mod tap;

@@ -9,13 +9,13 @@ use virtio_queue::{Queue, QueueT};
 use super::MAX_FRAME;
 use super::features::has;
 use super::header::Header;
-use super::rate::Limit;
 use super::taken::{Shortage, Taken};
 use super::tap::Tap;
 use super::wake::{Wait, wait_for_driver};
 use crate::GuestMemory;
 use crate::config::RateConfig;
 use crate::log_limit::LogLimit;
+use crate::virtio::rate::Limit;
 
 /// Most frames that are handled in a row.
 const BUDGET: usize = 256;
@@ -44,7 +44,7 @@ impl Receiver {
             frame: vec![0; MAX_FRAME + 1],
             held: None,
             expected: 0,
-            limit: Limit::new(limit),
+            limit: limit.into(),
             ended: false,
             passed: 0,
             dropped: 0,

@@ -6,13 +6,13 @@ use std::time::Instant;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::header::{self, Header};
-use super::rate::Limit;
 use super::tap::Tap;
 use super::wake::{Wait, wait_for_driver};
 use crate::GuestMemory;
 use crate::config::RateConfig;
 use crate::log_limit::LogLimit;
 use crate::virtio::buffers::{Buffers, Bytes, MAX_PIECES};
+use crate::virtio::rate::Limit;
 
 /// Most frames that are handled in a row.
 const BUDGET: usize = 256;
@@ -31,7 +31,7 @@ struct Full;
 
 impl Transmitter {
     pub(super) fn new(limit: RateConfig) -> Self {
-        Self { limit: Limit::new(limit), passed: 0, dropped: 0, drops: LogLimit::new() }
+        Self { limit: limit.into(), passed: 0, dropped: 0, drops: LogLimit::new() }
     }
 
     /// Moves frames as long as there are any and the tap takes them. Returns whether any were, and

@@ -22,12 +22,12 @@ impl FileSystem for GuardedFs {
     type DirIter = Entries;
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
-        self.nameless.clear();
+        self.forget_all();
         self.inner.init(capable)
     }
 
     fn destroy(&self) {
-        self.nameless.clear();
+        self.forget_all();
         self.inner.destroy();
     }
 
@@ -40,16 +40,17 @@ impl FileSystem for GuardedFs {
 
     fn forget(&self, ctx: Context, node: Node, count: u64) {
         if node & NAMELESS_BIT == 0 {
-            self.inner.forget(ctx, known(node).id, count);
+            self.forget_in_library(ctx, known(node).id, count);
         } else if let Some(id) = self.nameless.forget(node, count) {
-            self.inner.forget(ctx, id, 1);
+            self.forget_in_library(ctx, id, 1);
         }
     }
 
     fn batch_forget(&self, ctx: Context, requests: Vec<(Node, u64)>) {
-        let (nameless, mut library): (Vec<_>, Vec<_>) =
-            requests.into_iter().partition(|(node, _)| node & NAMELESS_BIT != 0);
-        for (node, count) in nameless {
+        let counted = self.space.is_some();
+        let (one_by_one, mut library): (Vec<_>, Vec<_>) =
+            requests.into_iter().partition(|(node, _)| counted || node & NAMELESS_BIT != 0);
+        for (node, count) in one_by_one {
             self.forget(ctx, node, count);
         }
         for (node, _) in &mut library {
@@ -81,16 +82,19 @@ impl FileSystem for GuardedFs {
         handle: Option<Handle>,
         valid: SetattrValid,
     ) -> io::Result<(Attr, Duration)> {
-        if valid.contains(SetattrValid::SIZE) {
+        let cuts = valid.contains(SetattrValid::SIZE);
+        if cuts {
             file_range(attr.size, 0)?;
         }
         match self.route(node, handle)? {
             Route::Nameless(file) => {
-                file.set_attributes(&attr, valid)?;
+                self.cut(node, cuts, &file, || file.set_attributes(&attr, valid))?;
                 Ok((file.attributes()?, file.timeout()))
             }
             Route::Library(known) => {
-                let (attr, _) = self.inner.setattr(ctx, known.id, attr, handle, valid)?;
+                let set = || self.inner.setattr(ctx, known.id, attr, handle, valid);
+                let blocks = self.blocks(ctx, known.id, handle);
+                let (attr, _) = self.cut(known.id, cuts, &blocks, set)?;
                 Ok((known.attributes(attr), known.timeout()))
             }
         }
@@ -110,7 +114,8 @@ impl FileSystem for GuardedFs {
     ) -> io::Result<Entry> {
         entry_name(name)?;
         let parent = known(parent);
-        let entry = self.inner.symlink(ctx, target, parent.id, name, extensions)?;
+        let make = || self.inner.symlink(ctx, target, parent.id, name, extensions);
+        let entry = self.make(make, |entry| entry.inode)?;
         Ok(self.adopt(ctx, parent, name, entry))
     }
 
@@ -126,7 +131,8 @@ impl FileSystem for GuardedFs {
     ) -> io::Result<Entry> {
         entry_name(name)?;
         let parent = known(parent);
-        let entry = self.inner.mknod(ctx, parent.id, name, mode, rdev, umask, extensions)?;
+        let make = || self.inner.mknod(ctx, parent.id, name, mode, rdev, umask, extensions);
+        let entry = self.make(make, |entry| entry.inode)?;
         Ok(self.adopt(ctx, parent, name, entry))
     }
 
@@ -141,7 +147,8 @@ impl FileSystem for GuardedFs {
     ) -> io::Result<Entry> {
         entry_name(name)?;
         let parent = known(parent);
-        let entry = self.inner.mkdir(ctx, parent.id, name, mode, umask, extensions)?;
+        let make = || self.inner.mkdir(ctx, parent.id, name, mode, umask, extensions);
+        let entry = self.make(make, |entry| entry.inode)?;
         Ok(self.adopt(ctx, parent, name, entry))
     }
 
@@ -174,9 +181,12 @@ impl FileSystem for GuardedFs {
         entry_name(name)?;
         let parent = known(parent);
         match self.nameless.route(node)? {
-            Route::Nameless(file) => self.name(ctx, node, &file, parent, name),
+            Route::Nameless(file) => {
+                self.make(|| self.name(ctx, node, &file, parent, name), |_| node)
+            }
             Route::Library(known) => {
-                let entry = self.inner.link(ctx, known.id, parent.id, name)?;
+                let make = || self.inner.link(ctx, known.id, parent.id, name);
+                let entry = self.make(make, |entry| entry.inode)?;
                 Ok(self.adopt(ctx, parent, name, entry))
             }
         }
@@ -197,7 +207,11 @@ impl FileSystem for GuardedFs {
                 Ok((Some(handle), OpenOptions::empty()))
             }
             Route::Library(known) => {
-                let (handle, options) = self.inner.open(ctx, known.id, kill_priv, flags)?;
+                let open = || self.inner.open(ctx, known.id, kill_priv, flags);
+                let cuts = flags & libc::O_TRUNC as u32 != 0;
+                let blocks = self.blocks(ctx, known.id, None);
+                let (handle, options) = self.cut(known.id, cuts, &blocks, open)?;
+                self.opened(known.id);
                 Ok((handle, known.open_options(options)))
             }
         }
@@ -217,8 +231,11 @@ impl FileSystem for GuardedFs {
         entry_name(name)?;
         let parent = known(parent);
         let flags = open_flags(flags, OPEN_FLAGS | libc::O_EXCL);
-        let (entry, handle, options) =
-            self.inner.create(ctx, parent.id, name, mode, kill_priv, flags, umask, extensions)?;
+        let make =
+            || self.inner.create(ctx, parent.id, name, mode, kill_priv, flags, umask, extensions);
+        let (entry, handle, options) = self.make(make, |(entry, ..)| entry.inode)?;
+        self.opened(entry.inode);
+        let entry = self.adopt(ctx, parent, name, entry);
         let options = known(entry.inode).open_options(options);
         Ok((entry, handle, options))
     }
@@ -260,11 +277,20 @@ impl FileSystem for GuardedFs {
         match self.nameless.route_open(node, handle)? {
             Route::Nameless(file) => {
                 let append = !delayed && flags & libc::O_APPEND as u32 != 0;
-                file.write(reader, size, offset, kill_priv, append)
+                let range = (offset, size.into());
+                let write = || file.write(reader, size, offset, kill_priv, append);
+                self.grow(node, range, &file, write)
             }
-            Route::Library(Known { id, .. }) => self.inner.write(
-                ctx, id, handle, reader, size, offset, lock_owner, delayed, kill_priv, flags,
-            ),
+            Route::Library(Known { id, .. }) => {
+                let write = || {
+                    self.inner.write(
+                        ctx, id, handle, reader, size, offset, lock_owner, delayed, kill_priv,
+                        flags,
+                    )
+                };
+                let range = (offset, size.into());
+                self.grow(id, range, &self.blocks(ctx, id, Some(handle)), write)
+            }
         }
     }
 
@@ -293,9 +319,14 @@ impl FileSystem for GuardedFs {
     ) -> io::Result<()> {
         file_range(offset, length)?;
         match self.nameless.route_open(node, handle)? {
-            Route::Nameless(file) => file.allocate(mode, offset, length),
+            Route::Nameless(file) => {
+                let allocate = || file.allocate(mode, offset, length);
+                self.allocate(node, mode, (offset, length), &file, allocate)
+            }
             Route::Library(Known { id, .. }) => {
-                self.inner.fallocate(ctx, id, handle, mode, offset, length)
+                let allocate = || self.inner.fallocate(ctx, id, handle, mode, offset, length);
+                let blocks = self.blocks(ctx, id, Some(handle));
+                self.allocate(id, mode, (offset, length), &blocks, allocate)
             }
         }
     }
@@ -313,16 +344,20 @@ impl FileSystem for GuardedFs {
         match self.nameless.route_open(node, handle)? {
             Route::Nameless(_) => self.nameless.release(node, handle),
             Route::Library(Known { id, .. }) => {
-                self.inner.release(ctx, id, flags, handle, flush, flock_release, lock_owner)
+                self.inner.release(ctx, id, flags, handle, flush, flock_release, lock_owner)?;
+                self.closed(id);
+                Ok(())
             }
         }
     }
 
     fn statfs(&self, ctx: Context, node: Node) -> io::Result<libc::statvfs64> {
-        match self.nameless.route(node)? {
+        let mut figures = match self.nameless.route(node)? {
             Route::Nameless(file) => file.file_system(),
             Route::Library(Known { id, .. }) => self.inner.statfs(ctx, id),
-        }
+        }?;
+        self.limit_room(&mut figures);
+        Ok(figures)
     }
 
     fn setxattr(
@@ -335,10 +370,12 @@ impl FileSystem for GuardedFs {
         extra_flags: SetxattrFlags,
     ) -> io::Result<()> {
         match self.nameless.route(node)? {
-            Route::Nameless(file) => file.set_attribute(name, value, flags, extra_flags),
-            Route::Library(Known { id, .. }) => {
-                self.inner.setxattr(ctx, id, name, value, flags, extra_flags)
+            Route::Nameless(file) => {
+                self.attach(name, value, || file.set_attribute(name, value, flags, extra_flags))
             }
+            Route::Library(Known { id, .. }) => self.attach(name, value, || {
+                self.inner.setxattr(ctx, id, name, value, flags, extra_flags)
+            }),
         }
     }
 
@@ -375,7 +412,10 @@ impl FileSystem for GuardedFs {
         node: Node,
         flags: u32,
     ) -> io::Result<(Option<Handle>, OpenOptions)> {
-        self.inner.opendir(ctx, known(node).id, open_flags(flags, OPEN_FLAGS))
+        let id = known(node).id;
+        let opened = self.inner.opendir(ctx, id, open_flags(flags, OPEN_FLAGS))?;
+        self.opened(id);
+        Ok(opened)
     }
 
     fn readdir(
@@ -396,7 +436,10 @@ impl FileSystem for GuardedFs {
     }
 
     fn releasedir(&self, ctx: Context, node: Node, flags: u32, handle: Handle) -> io::Result<()> {
-        self.inner.releasedir(ctx, known(node).id, flags, handle)
+        let id = known(node).id;
+        self.inner.releasedir(ctx, id, flags, handle)?;
+        self.closed(id);
+        Ok(())
     }
 
     fn lseek(
@@ -433,17 +476,21 @@ impl FileSystem for GuardedFs {
             // The guest's kernel then copies by itself.
             return Err(errno(libc::EXDEV));
         };
-        self.inner.copyfilerange(
-            ctx,
-            source.id,
-            source_handle,
-            source_offset,
-            target.id,
-            target_handle,
-            target_offset,
-            length,
-            flags,
-        )
+        let copy = |length| {
+            self.inner.copyfilerange(
+                ctx,
+                source.id,
+                source_handle,
+                source_offset,
+                target.id,
+                target_handle,
+                target_offset,
+                length,
+                flags,
+            )
+        };
+        let blocks = self.blocks(ctx, target.id, Some(target_handle));
+        self.grow_some(target.id, length, &blocks, copy)
     }
 
     fn syncfs(&self, ctx: Context, node: Node) -> io::Result<()> {

@@ -9,12 +9,15 @@
 //!   `O_TMPFILE`, `O_PATH` and the like can't be had by way of an open;
 //! * keeps the areas of the tree apart, which the guest sees as one file system, and says of each
 //!   how long the guest may believe what it was told ([`area`]);
-//! * makes files without a name, which the library can't ([`nameless`]).
+//! * makes files without a name, which the library can't ([`nameless`]);
+//! * keeps what the guest adds within a limit, if there is one ([`space`], [`counted`]).
 
 mod area;
 mod checks;
+mod counted;
 mod file_system;
 mod nameless;
+mod space;
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -32,6 +35,7 @@ use checks::{OPEN_FLAGS, errno, open_flags};
 use nameless::{Making, Nameless, Route};
 
 pub use area::MAX_MOUNT_INDEX;
+pub use space::Space;
 
 type Handle = u64;
 type Node = u64;
@@ -43,16 +47,24 @@ pub struct GuardedFs {
     nameless: Arc<Nameless>,
     /// `/proc/self/fd`
     fd_directory: Arc<File>,
+    /// What the guest may add, if that is limited.
+    space: Option<Arc<Space>>,
 }
 
 impl GuardedFs {
     /// Guards a passthrough file system, and makes up to `nameless_limit` files without a name and
     /// handles of those. `fd_directory` is `/proc/self/fd`.
-    pub fn new(inner: PassthroughFs, fd_directory: File, nameless_limit: usize) -> Self {
+    pub fn new(
+        inner: PassthroughFs,
+        fd_directory: File,
+        nameless_limit: usize,
+        space: Option<Space>,
+    ) -> Self {
         Self {
             inner: Arc::new(inner),
             nameless: Arc::new(Nameless::new(nameless_limit)),
             fd_directory: Arc::new(fd_directory),
+            space: space.map(Arc::new),
         }
     }
 
@@ -73,8 +85,8 @@ impl GuardedFs {
             umask: request.umask,
         };
         let make = |directory: &File| nameless::make(directory, &ctx, making);
-        let file = self.with_directory(ctx, directory, make)?;
-        let (inode, handle) = self.nameless.add(directory, file)?;
+        let make = || self.nameless.add(directory, self.with_directory(ctx, directory, make)?);
+        let (inode, handle) = self.make(make, |(inode, _)| *inode)?;
         let Route::Nameless(file) = self.nameless.route(inode)? else {
             return Err(errno(libc::ESTALE));
         };
@@ -126,6 +138,7 @@ impl GuardedFs {
         self.with_directory(ctx, parent, link)?;
         let entry = self.inner.lookup(ctx, parent.id, name)?;
         let id = entry.inode;
+        self.looked_up(id);
         // Another may have taken the name in between. The file has had it all the same; it stays
         // without one as far as the library knows.
         let named = file.is(&entry.attr)? && self.nameless.name(node, id);
@@ -140,7 +153,7 @@ impl GuardedFs {
         if let Some(node) = self.nameless.reference(id) {
             entry.inode = node;
             if !kept {
-                self.inner.forget(ctx, id, 1);
+                self.forget_in_library(ctx, id, 1);
             }
         }
         entry
@@ -149,6 +162,7 @@ impl GuardedFs {
     /// Turns the library's answer about `name` in `parent` into the guest's.
     fn adopt(&self, ctx: Context, parent: Known, name: &CStr, entry: Entry) -> Entry {
         let id = entry.inode;
+        self.looked_up(id);
         self.tell(ctx, parent.adopt(name, entry), id, false)
     }
 }

@@ -3,7 +3,7 @@
 use super::*;
 
 fn bytes_per_second(count: u64) -> RateConfig {
-    RateConfig { bytes_per_second: NonZeroU64::new(count), packets_per_second: None }
+    RateConfig { bytes_per_second: NonZeroU64::new(count), ..RateConfig::default() }
 }
 
 #[test]

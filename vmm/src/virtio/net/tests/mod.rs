@@ -33,8 +33,8 @@ const HEADER: usize = 12;
 const SETTINGS: Settings = Settings {
     mac: [2, 0, 0, 0, 0, 1],
     mtu: Some(1500),
-    receive: RateConfig { bytes_per_second: None, packets_per_second: None },
-    transmit: RateConfig { bytes_per_second: None, packets_per_second: None },
+    receive: RateConfig { bytes_per_second: None, packets_per_second: None, burst_bytes: None },
+    transmit: RateConfig { bytes_per_second: None, packets_per_second: None, burst_bytes: None },
 };
 
 /// The feature bits.
