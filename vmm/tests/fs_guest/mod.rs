@@ -115,6 +115,12 @@ impl FsProcess {
         packets
     }
 
+    /// A descriptor of the process.
+    pub fn pidfd(&self) -> OwnedFd {
+        let pid = rustix::process::Pid::from_raw(self.pid.as_raw()).unwrap();
+        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap()
+    }
+
     /// Waits for the process to end, which it does once the guest is gone.
     pub fn wait(mut self) {
         let status = waitpid(self.pid, None).unwrap();

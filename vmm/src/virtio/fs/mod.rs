@@ -2,7 +2,8 @@
 //! vhost-user, to either engine.
 //!
 //! # What the guest gets
-//! One file system with `rootfs/` and `mounts/<index>`, that behaves as a local one: owners, modes,
+//! One file system with `rootfs/` and `mounts/<index>`, and what is added for further containers,
+//! that behaves as a local one: owners, modes,
 //! set-id bits, extended attributes and POSIX ACLs, hard links, sockets, FIFOs and device nodes,
 //! sparse files, files without a name, nanosecond times. Locks are the guest's own affair: no other kernel sees them.
 //! `trusted.*` attributes, `chattr` flags and leases are not available. All parts have one `st_dev`
@@ -11,6 +12,7 @@
 //!
 //! # Who does what
 //! * [`tree`]: the mount namespace that holds the share and nothing else.
+//! * [`additions`]: what others put there while it is served.
 //! * [`confinement`]: capabilities, limits and system calls.
 //! * [`guarded`]: checks on what the guest names, and how long it may cache.
 //! * [`request`]: one request to its reply.
@@ -33,6 +35,7 @@
 //! whoever takes the process over open every file of the file systems that are shared from
 //! ([`confinement`]).
 
+mod additions;
 mod backend;
 mod confinement;
 mod guarded;
@@ -59,12 +62,12 @@ use crate::jail::descriptors;
 use backend::FsBackend;
 use guarded::GuardedFs;
 pub(crate) use guarded::Space;
-use tree::{Place, Share, ShareOptions};
 
+pub use additions::{Served, enter_mount_namespace};
 pub use backend::{QUEUE_SIZE, QUEUES};
 pub use confinement::{ConfinementError, restrict_system_calls};
-pub use guarded::MAX_MOUNT_INDEX;
-pub use tree::TreeError;
+pub use guarded::{ADDITIONS, MAX_MOUNT_INDEX};
+pub use tree::{Place, Share, ShareOptions, TreeError};
 
 /// Why the fs backend could not serve.
 #[derive(Debug, thiserror::Error)]

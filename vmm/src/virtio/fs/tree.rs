@@ -1,7 +1,8 @@
 //! The file tree that a guest is given, in a mount namespace that holds nothing else.
 //!
 //! The tree's top is a tmpfs of a few entries, read-only once it is built: `rootfs/` and
-//! `mounts/<index>`, each the top of a clone of what the monitor opened. Clones are detached first,
+//! `mounts/<index>`, each the top of a clone of what the monitor opened, and `containers/` and
+//! `volumes/` for [what comes later](super::additions). Clones are detached first,
 //! in the namespace that the sources belong to, and then moved into a new namespace, whose root the
 //! tmpfs becomes. The host's mounts are gone from there: no path and no `..` leads out.
 //!
@@ -18,6 +19,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, open, openat};
+use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
     OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
@@ -41,6 +43,9 @@ pub enum TreeError {
     /// Two shares have one place.
     #[error("two mounts have the index {0}: each index may be used once")]
     TwiceTheIndex(u32),
+    /// Two additions have one place.
+    #[error("{0} is there already")]
+    TwiceThePlace(String),
     /// An index that has no room in a node id.
     #[error("mount {0}: an index may be at most {max}", max = super::MAX_MOUNT_INDEX)]
     LargeIndex(u32),
@@ -55,14 +60,18 @@ pub enum TreeError {
     },
 }
 
-fn step<T>(what: impl Into<String>, result: rustix::io::Result<T>) -> Result<T, TreeError> {
+pub(super) fn step<T>(
+    what: impl Into<String>,
+    result: rustix::io::Result<T>,
+) -> Result<T, TreeError> {
     result.map_err(|errno| TreeError::Step { what: what.into(), source: errno.into() })
 }
 
 /// A share to be: a detached clone of a host's tree.
+#[derive(Debug)]
 pub struct Share {
-    clone: OwnedFd,
-    place: Place,
+    pub(super) clone: OwnedFd,
+    pub(super) place: Place,
 }
 
 /// Where a share is found in the tree.
@@ -77,6 +86,38 @@ pub enum Place {
         /// A file rather than a directory.
         is_file: bool,
     },
+    /// `containers/<number>`: a further container's root file system.
+    Container {
+        /// The number, below [`ADDITIONS`](super::ADDITIONS).
+        number: u16,
+    },
+    /// `volumes/<number>`: what a further container mounts.
+    Volume {
+        /// The number, below [`ADDITIONS`](super::ADDITIONS).
+        number: u16,
+        /// A file rather than a directory.
+        is_file: bool,
+    },
+}
+
+impl Place {
+    /// Its path in the tree.
+    pub fn path(self) -> String {
+        match self {
+            Self::Rootfs => "rootfs".to_owned(),
+            Self::Mount { index, .. } => format!("mounts/{index}"),
+            Self::Container { number } => format!("containers/{number}"),
+            Self::Volume { number, .. } => format!("volumes/{number}"),
+        }
+    }
+
+    /// A file is there, not a directory.
+    pub fn is_file(self) -> bool {
+        match self {
+            Self::Mount { is_file, .. } | Self::Volume { is_file, .. } => is_file,
+            Self::Rootfs | Self::Container { .. } => false,
+        }
+    }
 }
 
 /// How a share is cloned.
@@ -114,6 +155,7 @@ impl Share {
             let what = match place {
                 Place::Rootfs => "the root file system".to_owned(),
                 Place::Mount { index, .. } => format!("mount {index}"),
+                Place::Container { .. } | Place::Volume { .. } => place.path(),
             };
             TreeError::Clone { what, source }
         })?;
@@ -130,17 +172,28 @@ fn harden(mount: BorrowedFd<'_>, read_only: bool) -> io::Result<()> {
     if read_only {
         set |= libc::MOUNT_ATTR_RDONLY;
     }
-    set_attributes(mount, set, libc::MS_PRIVATE, libc::AT_RECURSIVE)
+    let attributes = Attributes { set, clear: 0, propagation: libc::MS_PRIVATE };
+    set_attributes(mount, attributes, libc::AT_RECURSIVE)
 }
 
-/// `mount_setattr(2)`: sets the `MOUNT_ATTR_*` of `set`, and a propagation unless it is 0.
-fn set_attributes(
+/// What `mount_setattr(2)` changes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attributes {
+    /// `MOUNT_ATTR_*` to set.
+    pub set: u64,
+    /// `MOUNT_ATTR_*` to clear.
+    pub clear: u64,
+    /// A propagation, or 0 for none.
+    pub propagation: u64,
+}
+
+/// `mount_setattr(2)` of a mount.
+pub(super) fn set_attributes(
     mount: BorrowedFd<'_>,
-    set: u64,
-    propagation: u64,
+    Attributes { set, clear, propagation }: Attributes,
     flags: libc::c_int,
 ) -> io::Result<()> {
-    let attributes = libc::mount_attr { attr_set: set, attr_clr: 0, propagation, userns_fd: 0 };
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: clear, propagation, userns_fd: 0 };
     // SAFETY: the path is a C string and the structure has the size that is given with it.
     let result = unsafe {
         libc::syscall(
@@ -196,6 +249,8 @@ fn build(shares: &[Share]) -> Result<OwnedFd, TreeError> {
     let mode = Mode::from_raw_mode(0o755);
     step("make rootfs/", mkdirat(&top, c"rootfs", mode))?;
     step("make mounts/", mkdirat(&top, c"mounts", mode))?;
+    step("make containers/", mkdirat(&top, c"containers", mode))?;
+    step("make volumes/", mkdirat(&top, c"volumes", mode))?;
     for share in shares {
         attach_share(top.as_fd(), share)?;
     }
@@ -204,29 +259,38 @@ fn build(shares: &[Share]) -> Result<OwnedFd, TreeError> {
         | libc::MOUNT_ATTR_NOSUID
         | libc::MOUNT_ATTR_NOEXEC;
     // The tmpfs alone: what is mounted in it has its own.
-    let sealed = set_attributes(top.as_fd(), sealed, 0, 0);
+    let sealed = Attributes { set: sealed, clear: 0, propagation: 0 };
+    let sealed = set_attributes(top.as_fd(), sealed, 0);
     sealed.map_err(|source| TreeError::Step { what: "seal the tree".to_owned(), source })?;
     Ok(top)
 }
 
 fn attach_share(top: BorrowedFd<'_>, share: &Share) -> Result<(), TreeError> {
-    let path = match share.place {
-        Place::Rootfs => "rootfs".to_owned(),
-        Place::Mount { index, is_file } => {
-            let path = format!("mounts/{index}");
-            let made = if is_file {
-                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                openat(top, path.as_str(), flags, Mode::from_raw_mode(0o644)).map(drop)
-            } else {
-                mkdirat(top, path.as_str(), Mode::from_raw_mode(0o755))
-            };
-            if made == Err(rustix::io::Errno::EXIST) {
-                return Err(TreeError::TwiceTheIndex(index));
-            }
-            step(format!("make a place for mount {index}"), made)?;
-            path
-        }
+    if share.place != Place::Rootfs {
+        make_place(top, share.place)?;
+    }
+    mount_share(top, share)
+}
+
+/// Makes the file or directory that a share is mounted on.
+pub(super) fn make_place(top: BorrowedFd<'_>, place: Place) -> Result<(), TreeError> {
+    let path = place.path();
+    let made = if place.is_file() {
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        openat(top, path.as_str(), flags, Mode::from_raw_mode(0o644)).map(drop)
+    } else {
+        mkdirat(top, path.as_str(), Mode::from_raw_mode(0o755))
     };
+    match (made, place) {
+        (Err(Errno::EXIST), Place::Mount { index, .. }) => Err(TreeError::TwiceTheIndex(index)),
+        (Err(Errno::EXIST), _) => Err(TreeError::TwiceThePlace(path)),
+        (made, _) => step(format!("make a place for {path}"), made),
+    }
+}
+
+/// Mounts a share on its place.
+pub(super) fn mount_share(top: BorrowedFd<'_>, share: &Share) -> Result<(), TreeError> {
+    let path = share.place.path();
     let attach = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     let moved = move_mount(&share.clone, c"", top, path.as_str(), attach);
     step(format!("mount {path}; is what it shares a file where a file is said to be"), moved)

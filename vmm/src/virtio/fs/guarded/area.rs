@@ -7,8 +7,9 @@ use virtiofsd::filesystem::{DirEntry, DirectoryIterator, Entry, FileSystem, Open
 use virtiofsd::fuse::{Attr, ROOT_ID};
 use virtiofsd::passthrough::PassthroughFs;
 
-/// Where a file lies: in the tree's top or its `rootfs/` (0), `mounts/` itself (1) or the mount of
-/// index n (n + 2).
+/// Where a file lies: in the tree's top or its `rootfs/` (0), in `mounts/`, `containers/` or `volumes/`
+/// itself (1 to 3), in the mount of index n (n + 4), or in the container's or volume of number n,
+/// which have the upper half of the numbers.
 ///
 /// The guest could be told of the parts as file systems of their own (`FUSE_ATTR_SUBMOUNT`). But
 /// Linux 6.12 gives such a submount neither POSIX ACLs nor `SB_NOSEC`
@@ -25,9 +26,29 @@ pub struct Area(u16);
 impl Area {
     const ROOTFS: Self = Self(0);
     const MOUNTS: Self = Self(1);
+    const CONTAINERS: Self = Self(2);
+    const VOLUMES: Self = Self(3);
 
-    fn of_mount(index: u32) -> Option<Self> {
-        (index <= MAX_MOUNT_INDEX).then(|| Self(index as u16 + 2))
+    fn of_mount(index: u16) -> Option<Self> {
+        (u32::from(index) <= MAX_MOUNT_INDEX).then(|| Self(index + FIRST_MOUNT))
+    }
+
+    fn of_container(number: u16) -> Option<Self> {
+        (number < ADDITIONS).then(|| Self(FIRST_CONTAINER + number))
+    }
+
+    fn of_volume(number: u16) -> Option<Self> {
+        (number < ADDITIONS).then(|| Self(FIRST_VOLUME + number))
+    }
+
+    /// It is a container's root file system.
+    fn is_rootfs(self) -> bool {
+        self == Self::ROOTFS || (FIRST_CONTAINER..FIRST_VOLUME).contains(&self.0)
+    }
+
+    /// What is in it comes and goes.
+    fn changes(self) -> bool {
+        self == Self::CONTAINERS || self == Self::VOLUMES
     }
 
     /// Its bits in a node id and an inode number.
@@ -36,8 +57,15 @@ impl Area {
     }
 }
 
+const FIRST_MOUNT: u16 = 4;
+const FIRST_CONTAINER: u16 = 1 << 14;
+const FIRST_VOLUME: u16 = FIRST_CONTAINER + ADDITIONS;
+
 /// The largest index that a mount may have.
-pub const MAX_MOUNT_INDEX: u32 = (1 << 15) - 3;
+pub const MAX_MOUNT_INDEX: u32 = (FIRST_CONTAINER - FIRST_MOUNT - 1) as u32;
+
+/// Numbers that containers may have, and as many for volumes.
+pub const ADDITIONS: u16 = 1 << 13;
 
 const AREA_SHIFT: u32 = 48;
 const AREA_MASK: u64 = ((1 << 15) - 1) << AREA_SHIFT;
@@ -87,19 +115,25 @@ impl Known {
     }
 
     fn caching(&self) -> Caching {
-        if self.area == Area::ROOTFS { ROOTFS_CACHING } else { MOUNT_CACHING }
+        if self.area.is_rootfs() { ROOTFS_CACHING } else { MOUNT_CACHING }
     }
 
     /// The area of what is found under `name` in this directory.
     fn area_of_child(&self, name: &CStr) -> Area {
-        match self.area {
-            Area::ROOTFS if self.id == ROOT_ID && name == c"mounts" => Area::MOUNTS,
-            Area::MOUNTS => {
-                let index = name.to_str().ok().and_then(|name| name.parse().ok());
-                index.and_then(Area::of_mount).unwrap_or(Area::MOUNTS)
-            }
-            area => area,
-        }
+        let number = || name.to_str().ok().and_then(|name| name.parse::<u16>().ok());
+        let area = match self.area {
+            Area::ROOTFS if self.id == ROOT_ID => match name.to_bytes() {
+                b"mounts" => Some(Area::MOUNTS),
+                b"containers" => Some(Area::CONTAINERS),
+                b"volumes" => Some(Area::VOLUMES),
+                _ => None,
+            },
+            Area::MOUNTS => number().and_then(Area::of_mount),
+            Area::CONTAINERS => number().and_then(Area::of_container),
+            Area::VOLUMES => number().and_then(Area::of_volume),
+            _ => None,
+        };
+        area.unwrap_or(self.area)
     }
 
     /// Turns the library's answer about `name` in this directory into the guest's.
@@ -107,7 +141,8 @@ impl Known {
         let child = Known { id: entry.inode, area: self.area_of_child(name) };
         entry.inode |= child.area.bits();
         entry.attr = child.attributes(entry.attr);
-        entry.entry_timeout = child.caching().timeout;
+        let changes = self.area.changes();
+        entry.entry_timeout = if changes { Duration::ZERO } else { child.caching().timeout };
         entry.attr_timeout = child.caching().timeout;
         entry
     }
@@ -138,5 +173,41 @@ impl DirectoryIterator for Entries {
         let mut entry = self.inner.next()?;
         entry.ino ^= self.area.bits();
         Some(entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_part_of_the_tree_has_an_area_of_its_own() {
+        let area = |area, id, name: &str| {
+            let name = std::ffi::CString::new(name).expect("no zero");
+            Known { id, area }.area_of_child(&name)
+        };
+        let top = |name| area(Area::ROOTFS, ROOT_ID, name);
+        let parents = [top("mounts"), top("containers"), top("volumes")];
+        let last = (ADDITIONS - 1).to_string();
+        let [mounts, containers, volumes] = parents;
+        let mut all = vec![
+            top("rootfs"),
+            mounts,
+            containers,
+            volumes,
+            area(mounts, 9, "0"),
+            area(mounts, 9, &MAX_MOUNT_INDEX.to_string()),
+            area(containers, 9, "0"),
+            area(containers, 9, &last),
+            area(volumes, 9, "0"),
+            area(volumes, 9, &last),
+        ];
+        assert_eq!(all.last().map(|area| area.bits()), Some(AREA_MASK));
+        all.sort_by_key(|area| area.0);
+        all.dedup();
+        assert_eq!(all.len(), 10);
+        // A container's own directory of such a name is nothing particular.
+        assert_eq!(area(Area::ROOTFS, 9, "containers"), Area::ROOTFS);
+        assert_eq!(area(containers, 9, &ADDITIONS.to_string()), containers);
     }
 }

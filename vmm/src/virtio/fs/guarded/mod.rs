@@ -34,7 +34,7 @@ use area::{Known, known};
 use checks::{OPEN_FLAGS, errno, open_flags};
 use nameless::{Making, Nameless, Route};
 
-pub use area::MAX_MOUNT_INDEX;
+pub use area::{ADDITIONS, MAX_MOUNT_INDEX};
 pub use space::Space;
 
 type Handle = u64;
