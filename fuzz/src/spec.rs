@@ -46,6 +46,14 @@ pub fn guest(bytes: &[u8]) {
     let stdio = Stdio::Pipes { stdin: None, stdout: None, stderr: None };
     let container = "container".to_owned();
     let state = to_raw_value(&json!({"pid": 1})).expect("an object");
-    let create = CreateContainer { container, config, state, binds: Vec::new(), stdio };
+    let create = CreateContainer {
+        container,
+        config,
+        state,
+        rootfs: String::new(),
+        binds: Vec::new(),
+        joined: None,
+        stdio,
+    };
     let _ = kiln_agent::container::Plan::new(&create, 2);
 }

@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 
 use crate::Stdio;
 
-/// Names an exec within a sandbox's life; chosen by the host, never used twice.
+/// Names an exec within its container's life; chosen by the host, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ExecId(pub u32);

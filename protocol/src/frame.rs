@@ -135,7 +135,9 @@ mod tests {
             container: "c".to_owned(),
             config: serde_json::value::RawValue::from_string(text.to_owned()).expect("json"),
             state: serde_json::value::RawValue::from_string("{}".to_owned()).expect("json"),
-            binds: vec![crate::BindMount { mount: 3, is_file: true }],
+            rootfs: "rootfs".to_owned(),
+            binds: vec![crate::BindMount { mount: 3, path: "mounts/3".to_owned(), is_file: true }],
+            joined: None,
             stdio: crate::Stdio::Pipes { stdin: None, stdout: None, stderr: None },
         }));
         let mut decoder = Decoder::new(crate::MAX_TO_AGENT);

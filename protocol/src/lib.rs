@@ -34,14 +34,15 @@ mod tests;
 pub use ask::{Answer, GuestProcess, MAX_COMMAND, MAX_MESSAGE, MAX_NAME, MAX_PROCESSES, Question};
 pub use exec::{ExecId, ExecProcess};
 pub use message::{
-    BindMount, CreateContainer, ExitStatus, FailurePhase, FromAgent, Stdio, ToAgent, WindowSize,
+    BindMount, CreateContainer, ExitStatus, FailurePhase, FromAgent, Joined, Stdio, ToAgent,
+    WindowSize,
 };
 pub use network::Network;
 pub use statistics::Statistics;
 pub use stream::{StreamHeader, StreamToken};
 
 /// Version of everything in this crate. Any change of a message's shape or meaning raises it.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// vsock port on the host (CID 2) that the agent connects to once.
 pub const CONTROL_PORT: u32 = 1024;
@@ -49,14 +50,9 @@ pub const CONTROL_PORT: u32 = 1024;
 /// vsock port in the guest on which the agent accepts stdio streams.
 pub const STREAM_PORT: u32 = 1025;
 
-/// The tag of the virtio-fs device that holds everything shared with the guest.
-///
-/// Inside it, the container's root file system is [`SHARE_ROOTFS`], and bind mount number `n` is
-/// `mounts/n`.
+/// The tag of the virtio-fs device that holds everything shared with the guest. Where something is in
+/// it, the message says that is about it.
 pub const SHARE_TAG: &str = "kiln";
-
-/// Path of the container's root file system inside the share.
-pub const SHARE_ROOTFS: &str = "rootfs";
 
 /// Longest frame the agent accepts, in bytes: room for a container's whole configuration.
 pub const MAX_TO_AGENT: usize = 8 << 20;

@@ -141,6 +141,8 @@ pub enum FromAgent {
     },
     /// Answers [`ToAgent::Ask`].
     Answer {
+        /// The container that the question was about.
+        container: String,
         /// The question's number.
         request: u32,
         /// The answer.
@@ -201,30 +203,70 @@ impl ExitStatus {
     }
 }
 
+impl FromAgent {
+    /// The container that it is about; none for a greeting.
+    #[must_use]
+    pub fn container(&self) -> Option<&str> {
+        match self {
+            Self::Hello { .. } => None,
+            Self::Created { container }
+            | Self::Started { container }
+            | Self::Failed { container, .. }
+            | Self::Exited { container, .. }
+            | Self::ExecStarted { container, .. }
+            | Self::ExecFailed { container, .. }
+            | Self::ExecExited { container, .. }
+            | Self::Answer { container, .. }
+            | Self::OomKilled { container, .. } => Some(container),
+        }
+    }
+}
+
 /// Everything the agent needs to set a container up.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateContainer {
-    /// The container's id.
+    /// The container's id, which no other of the sandbox has.
     pub container: String,
     /// The bundle's `config.json`, byte for byte as the monitor checked it.
     pub config: Box<RawValue>,
     /// The container's OCI state, an object, for hooks that run in the container. The agent adds
     /// `status` and `pid`, which are the moment's.
     pub state: Box<RawValue>,
+    /// Where its root file system is in the share.
+    pub rootfs: String,
     /// Which entries of `mounts` are bind mounts from the host, and where they are in the share.
     /// The entries not named here are mounted by the guest itself (proc, tmpfs, ...).
     pub binds: Vec<BindMount>,
+    /// The namespaces of another container that it lives in.
+    pub joined: Option<Joined>,
     /// The process's stdio.
     pub stdio: Stdio,
 }
 
-/// A bind mount that the host has put in the share as `mounts/<mount>`.
+/// Namespaces that a container has in common with one that was set up before it: a pod's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Joined {
+    /// The container whose first process is in them.
+    pub container: String,
+    /// Its network namespace. What `linux.namespaces` says of this type and of the following has no
+    /// effect where they are joined.
+    pub network: bool,
+    /// Its IPC namespace.
+    pub ipc: bool,
+    /// Its UTS namespace.
+    pub uts: bool,
+}
+
+/// A bind mount that the host has put in the share.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BindMount {
     /// Index into `mounts` of the configuration.
     pub mount: usize,
+    /// Where it is in the share.
+    pub path: String,
     /// The source is a file, a socket or a device, not a directory.
     pub is_file: bool,
 }

@@ -23,7 +23,7 @@ fn process(command: Vec<String>) -> GuestProcess {
 }
 
 fn answer(answer: Answer) -> FromAgent {
-    FromAgent::Answer { request: 7, answer }
+    FromAgent::Answer { container: "c".to_owned(), request: 7, answer }
 }
 
 fn round_trip(message: &FromAgent) -> Result<FromAgent, frame::FrameError> {

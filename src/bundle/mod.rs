@@ -5,7 +5,8 @@
 //! ([`fields`]) or can't honour ([`refusals`]) is refused by name, but for the little that is
 //! [`tolerated`]. What remains is set up by the agent inside the guest; the host resolves the root
 //! file system and bind mounts ([`binds`]), the namespaces in which its own processes live
-//! ([`namespaces`]), the hooks that it runs ([`hooks`]), and the size of the machine ([`sizing`]).
+//! ([`namespaces`]), the hooks that it runs ([`hooks`]), the container's part in a pod ([`pod`]), and the
+//! size of the machine ([`sizing`]).
 //! A further program in a container, and changes of its limits, are checked likewise ([`process`],
 //! [`resources`]).
 
@@ -15,6 +16,7 @@ mod hooks;
 mod id;
 mod mountpoints;
 mod namespaces;
+pub mod pod;
 mod process;
 mod refusals;
 pub mod resources;
@@ -62,6 +64,8 @@ pub struct Bundle {
     pub namespaces: Vec<Namespace>,
     /// The hooks that run on the host.
     pub hooks: HostHooks,
+    /// Its part in a pod, if it has one.
+    pub pod: Option<pod::Part>,
 }
 
 /// Why a bundle is refused.
@@ -146,7 +150,8 @@ impl Bundle {
         let binds = binds::find(&dir, &spec)?;
         let namespaces = namespaces::find(&spec)?;
         let hooks = hooks::find(&spec)?;
-        Ok(Self { dir, config, spec, rootfs, rootfs_read_only, binds, namespaces, hooks })
+        let pod = pod::find(&spec)?;
+        Ok(Self { dir, config, spec, rootfs, rootfs_read_only, binds, namespaces, hooks, pod })
     }
 
     /// The value of an annotation.

@@ -4,12 +4,15 @@
 //! divided by its period, rounded up; else the number of CPUs in its cpuset; else
 //! [`DEFAULT_CPUS`]. Memory: likewise asked for; else the bundle's memory limit plus
 //! [`OVERHEAD_MIB`] and a 32nd of the limit for the guest's kernel and agent; else
-//! [`DEFAULT_MEMORY_MIB`]. What is asked for must be within what the host has; what is derived is
+//! [`DEFAULT_MEMORY_MIB`]. The machine of a pod's sandbox is sized by what its containers may take
+//! ([`pod::sum`]) instead of its own limits. What is asked for must be within what the host has; what is derived is
 //! brought within it, since a limit is kept all the same.
 
 use std::num::NonZero;
 
 use oci_spec::runtime::Spec;
+
+use super::pod;
 
 /// CPUs of a machine that nothing else decides.
 pub const DEFAULT_CPUS: u8 = 2;
@@ -140,8 +143,16 @@ pub fn memory_limit(spec: &Spec) -> Option<u64> {
     (limit > 0).then_some(limit)
 }
 
-/// The bundle's own limits, before they become a size.
+/// The bundle's own limits, before they become a size. Those of a pod's sandbox are its containers',
+/// which come later.
 fn limits_of(spec: &Spec) -> Limits {
+    if matches!(pod::find(spec), Ok(Some(pod::Part::Sandbox))) {
+        let pod::Sum { cpus, memory } = pod::sum(spec);
+        return Limits {
+            cpus: cpus.map(|cpus| u8::try_from(cpus).unwrap_or(u8::MAX)),
+            memory_mib: memory.map(|memory| memory.div_ceil(1 << 20)),
+        };
+    }
     let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     let cpu = resources.and_then(|resources| resources.cpu().as_ref());
     let quota = cpu.and_then(|cpu| {
@@ -202,6 +213,22 @@ mod tests {
         assert_eq!(size.memory_mib, 1024 + 32 + OVERHEAD_MIB);
         let unlimited = decide(Limits::default(), json!({"memory": {"limit": -1}})).expect("fits");
         assert_eq!(unlimited.memory_mib, DEFAULT_MEMORY_MIB);
+    }
+
+    #[test]
+    fn machine_of_a_pod_is_sized_by_its_containers_limits() {
+        let spec = json!({
+            "ociVersion": "1.0.2",
+            "annotations": {
+                "io.kubernetes.cri.container-type": "sandbox",
+                "io.kubernetes.cri.sandbox-memory": "1073741824",
+                "io.kubernetes.cri.sandbox-cpu-quota": "300000",
+            },
+            "linux": {"resources": {"cpu": {"shares": 2, "cpus": "0"}, "memory": {"limit": 1 << 26}}},
+        });
+        let spec = serde_json::from_value(spec).expect("spec");
+        let size = Size::decide(Limits::default(), &spec, HOST).expect("fits");
+        assert_eq!(size, Size { cpus: 3, memory_mib: 1024 + 32 + OVERHEAD_MIB });
     }
 
     #[test]

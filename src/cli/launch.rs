@@ -1,6 +1,5 @@
 //! What `create` and `run` share: from a bundle and options to a sandbox with its monitor.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -10,10 +9,9 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process, Spec};
 
 use super::Global;
 use super::console::Console;
-use crate::artefacts::Artefacts;
-use crate::bundle::{self, Bundle, Host, Namespace, Size};
+use super::home::Home;
+use crate::bundle::{self, Bundle, Namespace};
 use crate::cgroup;
-use crate::engine;
 use crate::hooks;
 use crate::limits::{Flags, Given, Limits};
 use crate::log::rfc3339;
@@ -22,8 +20,8 @@ use crate::process::Launch;
 use crate::sandbox::client::Client;
 use crate::sandbox::trace::Trace;
 use crate::sandbox::{
-    ContainerConfig, Deadlines, Engine, GuestConfig, Mode, MonitorConfig, NamespaceConfig,
-    Occasion, Outcome, phases,
+    ContainerConfig, Deadlines, Engine, Guest, Mode, MonitorConfig, NamespaceConfig, Occasion,
+    Outcome, phases,
 };
 use crate::settings::{EngineChoice, Settings};
 use crate::state::{Monitor, Record, StateDir, Status};
@@ -42,15 +40,15 @@ pub struct Options {
     console_socket: Option<PathBuf>,
     /// What executes the guest's code
     #[arg(long, value_enum)]
-    engine: Option<EngineChoice>,
+    pub engine: Option<EngineChoice>,
     /// The guest's CPUs, 1 to 32
     #[arg(long, value_name = "N")]
-    cpus: Option<u8>,
+    pub cpus: Option<u8>,
     /// The guest's memory in MiB, the guest's own overhead included
     #[arg(long, value_name = "MIB")]
-    memory: Option<u64>,
+    pub memory: Option<u64>,
     #[command(flatten)]
-    limits: Given,
+    pub limits: Given,
     /// Write how long each phase took to this file, as JSON, once the sandbox has ended
     #[arg(long, value_name = "FILE")]
     timings: Option<PathBuf>,
@@ -91,7 +89,7 @@ pub fn launch(
     let mut wanted = Wanted::check(global, options, purpose)?;
     let id = &wanted.options.id;
     let state = wanted.trace.timed("state directory", || StateDir::create(&global.root, id))?;
-    let record = describe(id, &wanted.bundle, wanted.guest.engine, purpose.keep);
+    let record = describe(id, &wanted.bundle, wanted.home.engine(), purpose.keep);
     let (hooks, stopped) = (record.hooks.clone(), hooks::state_of(&record, Status::Stopped, None));
     let outcome = wanted.make(global, purpose, record, &state);
     match &outcome {
@@ -114,11 +112,9 @@ struct Wanted {
     settings: Settings,
     bundle: Bundle,
     limits: Limits,
-    guest: Guest,
+    home: Home,
     cgroup: cgroup::Wanted,
     terminal: Option<WindowSize>,
-    kernel: File,
-    agent: File,
 }
 
 impl Wanted {
@@ -134,28 +130,12 @@ impl Wanted {
         let machine = bundle::Limits { cpus: options.cpus, memory_mib: options.memory };
         let flags = Flags { machine, given: options.limits };
         let limits = Limits::collect(flags, &bundle, &settings)?;
-        let guest = trace.timed("engine and size", || {
-            Guest::decide(&options, limits.machine, &bundle, &settings)
-        })?;
+        let find = || Home::find(global, &options, &limits, &bundle, &settings);
+        let home = trace.timed("engine and size", find)?;
         let cgroup = find_cgroup(global, &bundle, &options.id)?;
         let console = console(&options, &bundle, purpose);
         let terminal = console.size(bundle.spec.process().as_ref())?;
-        let lib_dir = global.lib_dir.as_deref().or(settings.lib_dir.as_deref());
-        let artefacts = Artefacts::find(lib_dir)?;
-        let (kernel, agent) = (artefacts.open_kernel()?, artefacts.open_agent()?);
-        Ok(Self {
-            started_ns,
-            trace,
-            options,
-            settings,
-            bundle,
-            limits,
-            guest,
-            cgroup,
-            terminal,
-            kernel,
-            agent,
-        })
+        Ok(Self { started_ns, trace, options, settings, bundle, limits, home, cgroup, terminal })
     }
 
     /// Makes it, with its state in a directory that is removed if that fails.
@@ -166,11 +146,12 @@ impl Wanted {
         record: Record,
         state: &StateDir,
     ) -> anyhow::Result<Option<Outcome>> {
-        let Self { mut trace, options, settings, bundle, limits, guest, .. } = self;
+        let Self { mut trace, options, settings, bundle, limits, home, .. } = self;
         trace.timed("mount points", || bundle.make_mountpoints()).context("root.path")?;
         let (mut client, command) = Client::new()?;
         client.run_hooks(hooks_of(&record));
         let mut launch = Launch::stand_in("monitor", &global.for_stand_in());
+        let guest = home.hand_over(&settings, &mut launch);
         let raw_mode = console(&options, &bundle, purpose).attach(&mut launch, self.terminal)?;
         let config = MonitorConfig {
             record,
@@ -190,17 +171,7 @@ impl Wanted {
                 step: limits.step,
                 terminal: self.terminal,
             },
-            guest: GuestConfig {
-                engine: guest.engine,
-                cpus: guest.size.cpus,
-                memory_mib: guest.size.memory_mib,
-                kernel: launch.give(self.kernel),
-                agent: launch.give(self.agent),
-                files: limits.files,
-                network: limits.network,
-                kernel_args: settings.kernel_args,
-                qemu: settings.qemu,
-            },
+            guest,
             deadlines: Deadlines {
                 agent: settings.agent_deadline,
                 create: settings.create_deadline,
@@ -265,7 +236,7 @@ fn find_cgroup(global: &Global, bundle: &Bundle, id: &str) -> anyhow::Result<cgr
 }
 
 fn host_limits(bundle: &Bundle, guest: &Guest) -> cgroup::Limits {
-    let machine = cgroup::Machine { engine: guest.engine, memory_mib: guest.size.memory_mib };
+    let machine = guest.on_host(bundle::memory_limit(&bundle.spec));
     let resources = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
     resources.map(|resources| cgroup::Limits::of(resources, machine)).unwrap_or_default()
 }
@@ -340,29 +311,5 @@ fn describe(id: &str, bundle: &Bundle, engine: Engine, keep: bool) -> Record {
         network: None,
         hooks: bundle.hooks.clone(),
         end: None,
-    }
-}
-
-/// The machine that a container gets.
-struct Guest {
-    engine: Engine,
-    size: Size,
-}
-
-impl Guest {
-    fn decide(
-        options: &Options,
-        asked: bundle::Limits,
-        bundle: &Bundle,
-        settings: &Settings,
-    ) -> anyhow::Result<Self> {
-        let choice = match options.engine {
-            Some(engine) => engine,
-            None => bundle.setting("io.kiln.engine")?.unwrap_or(settings.engine),
-        };
-        let size = Size::decide(asked, &bundle.spec, Host::detect())?;
-        let choice = engine::choose(choice, &settings.qemu)?;
-        choice.announce();
-        Ok(Self { engine: choice.engine, size })
     }
 }

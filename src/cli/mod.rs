@@ -13,6 +13,7 @@ mod doctor;
 mod events;
 mod exec;
 mod features;
+mod home;
 mod internal;
 mod kill;
 mod launch;

@@ -52,7 +52,11 @@ pub struct Given {
 }
 
 impl Given {
-    fn of_annotations(bundle: &Bundle) -> Result<Self, BundleError> {
+    /// What a bundle's annotations give.
+    ///
+    /// # Errors
+    /// One that can't be read.
+    pub fn of_annotations(bundle: &Bundle) -> Result<Self, BundleError> {
         Ok(Self {
             deadline: bundle.setting("io.kiln.deadline")?,
             output_limit: bundle.setting("io.kiln.output-limit")?,
@@ -65,7 +69,7 @@ impl Given {
     }
 
     /// What this gives, and where it gives nothing what `next` does.
-    fn or(self, next: Self) -> Self {
+    pub fn or(self, next: Self) -> Self {
         Self {
             deadline: self.deadline.or(next.deadline),
             output_limit: self.output_limit.or(next.output_limit),

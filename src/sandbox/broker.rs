@@ -27,6 +27,14 @@ impl Broker {
         Ok(Self { socket, readable: readable::register(watched)? })
     }
 
+    /// A second descriptor of the socket, for who makes connections of its own.
+    ///
+    /// # Errors
+    /// No descriptors are left.
+    pub fn second(&self) -> io::Result<OwnedFd> {
+        self.socket.as_fd().try_clone_to_owned()
+    }
+
     /// Connects to a port of the guest, in blocking mode. A guest that refuses closes the
     /// connection.
     ///

@@ -67,6 +67,9 @@ pub enum Request {
     Statistics,
     /// Tell on this connection whenever processes were killed for want of memory.
     Watch,
+    /// Take another container into the machine: a [`Join`](super::pod::Join) that comes as a document,
+    /// and the mount namespace that its paths are of.
+    Join,
     /// Change its limits: an OCI `linux.resources` object that comes as a document.
     Update,
 }
@@ -109,6 +112,9 @@ pub enum Reply {
     Started,
     /// Of an exec: its program has ended. Output may still come.
     Ended(ExitStatus),
+    /// To the monitor of a container that was taken in: a [`Membership`](super::pod::Membership) that
+    /// comes as a document, the connection, and the broker's socket.
+    Joined,
     /// It can't be done, or went wrong.
     Failed {
         /// Why.

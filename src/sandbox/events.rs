@@ -23,6 +23,7 @@ use super::broker::Broker;
 use super::control::{Asker, Exec, Reply, Request};
 use super::deadline::Deadline;
 use super::machine::Role;
+use super::pod::PodEvent;
 use super::{packet, readable};
 
 /// Room for events that the monitor has not looked at yet.
@@ -73,9 +74,11 @@ pub enum Event {
     ExecTold(ExecId, FromCommand),
     /// The process that stands for an exec has ended.
     ExecGone(ExecId),
-    /// To a process that stands for an exec: its monitor has something to say, or, if there is
-    /// nothing, has ended.
+    /// To a process that stands for an exec, or for a container of a pod: its monitor, or its sandbox's,
+    /// has something to say, or, if there is nothing, has ended.
     Monitor(io::Result<Option<(Reply, Vec<OwnedFd>)>>),
+    /// Something happens to another container of the pod.
+    Pod(PodEvent),
     /// The container was to be killed, and the guest has had time enough for that.
     KillOverdue,
     /// The agent was to answer the question of this number, and has had time enough for that.

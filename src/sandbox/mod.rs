@@ -16,6 +16,7 @@
 //! * [`proxy`]: the process that stands for a further program in the container.
 //! * [`host_processes`]: a sandbox's processes on the host, found without its monitor.
 //! * [`inspection`]: what the monitor tells later commands of the sandbox by itself.
+//! * [`pod`]: the containers of a pod, each with a monitor, in one machine.
 //! * [`document`]: what is too long for a message between those.
 //!
 //! # Promises
@@ -38,6 +39,7 @@ pub mod machine;
 mod monitor;
 pub mod packet;
 pub mod phases;
+pub mod pod;
 mod proxy;
 mod readable;
 mod stdio;
@@ -47,13 +49,13 @@ pub mod trace;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use kiln_protocol::WindowSize;
+use kiln_protocol::{Joined, WindowSize};
 use kiln_vmm::config::{FileLimits, InheritedFd, RateConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::bundle::{Bind, NamespaceKind};
-use crate::cgroup;
+use crate::cgroup::{self, Machine};
 use crate::limits::StepLimits;
 use crate::state::Record;
 
@@ -102,7 +104,7 @@ pub struct MonitorConfig {
     /// Its limits.
     pub limits: cgroup::Limits,
     /// The machine.
-    pub guest: GuestConfig,
+    pub guest: Guest,
     /// How long things may take.
     pub deadlines: Deadlines,
     /// The state directory and the descriptor of its lock.
@@ -178,6 +180,65 @@ impl ContainerConfig {
         self.config = serde_json::value::to_raw_value(&config)?;
         Ok(())
     }
+}
+
+/// Where a container is set up.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Guest {
+    /// In a machine of its own.
+    Own(GuestConfig),
+    /// In that of its pod's sandbox.
+    Pod(PodConfig),
+}
+
+impl Guest {
+    /// It has a machine of its own.
+    pub fn is_own(&self) -> bool {
+        matches!(self, Self::Own(_))
+    }
+
+    /// The machine's memory in MiB.
+    pub fn memory_mib(&self) -> u64 {
+        match self {
+            Self::Own(guest) => guest.memory_mib,
+            Self::Pod(pod) => pod.memory_mib,
+        }
+    }
+
+    /// What the host's limits are for, where the container's own memory limit is this, in bytes: the
+    /// machine, or, in another's, a process that stands for what is accounted for there.
+    pub fn on_host(&self, memory_limit: Option<u64>) -> Machine {
+        match self {
+            Self::Own(guest) => Machine { engine: guest.engine, memory_mib: guest.memory_mib },
+            Self::Pod(_) => Machine {
+                engine: Engine::Kvm,
+                memory_mib: memory_limit.unwrap_or_default().div_ceil(1 << 20),
+            },
+        }
+    }
+
+    /// The id of the pod's sandbox, if that is another.
+    pub fn sandbox(&self) -> &str {
+        match self {
+            Self::Own(_) => "",
+            Self::Pod(pod) => &pod.sandbox,
+        }
+    }
+}
+
+/// The pod in whose machine a container is set up.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PodConfig {
+    /// The sandbox's id.
+    pub sandbox: String,
+    /// A connection to the control socket of the sandbox's monitor.
+    pub monitor: InheritedFd,
+    /// The namespaces that the container has in common with the sandbox.
+    pub joined: Joined,
+    /// The machine's memory in MiB, once it is known.
+    pub memory_mib: u64,
 }
 
 /// The machine that a container gets.

@@ -95,6 +95,13 @@ pub struct Tokens {
     next: u64,
 }
 
+impl From<u64> for Tokens {
+    /// Those from a number on.
+    fn from(next: u64) -> Self {
+        Self { next }
+    }
+}
+
 impl Tokens {
     fn next(&mut self) -> StreamToken {
         let token = StreamToken(self.next);

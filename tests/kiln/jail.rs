@@ -103,7 +103,7 @@ impl Process {
 
     fn check_fs(&self) {
         self.check("`kiln fs`");
-        let exported = ["mounts", "rootfs"].map(String::from);
+        let exported = ["containers", "mounts", "rootfs", "volumes"].map(String::from);
         assert_eq!(self.root(), BTreeSet::from(exported));
     }
 }

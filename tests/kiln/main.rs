@@ -20,6 +20,7 @@ mod metrics;
 mod namespaces;
 mod network;
 mod pause;
+mod pods;
 mod rootfs;
 mod run;
 mod spec;

@@ -2,7 +2,7 @@
 //! tree, names and kernel parameters. The [rest](super::program) is as for any process.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use kiln_protocol::FailurePhase;
 
@@ -14,11 +14,20 @@ use crate::process::sysctl;
 use crate::rootfs::terminal::Terminal;
 use crate::rootfs::{self, Supplies, tree};
 
-/// Makes the namespaces and the tree what the plan says. Gives the terminal, if there is to be one.
+/// Makes the namespaces and the tree what the plan says. `joined` is a pidfd of the process whose
+/// namespaces are joined. Gives the terminal, if there is to be one.
 ///
 /// # Errors
 /// The first thing that fails, by the field of the configuration that asks for it.
-pub fn enter(plan: &Plan, supplies: &Supplies) -> Result<Option<Terminal>, Failure> {
+pub fn enter(
+    plan: &Plan,
+    supplies: &Supplies,
+    joined: Option<BorrowedFd<'_>>,
+) -> Result<Option<Terminal>, Failure> {
+    if let Some(joined) = joined {
+        join(joined, plan.namespaces.joined_flags())
+            .during(FailurePhase::Namespaces, || "join the pod's namespaces")?;
+    }
     enter_namespaces(plan)?;
     let proc = (!plan.sysctls.is_empty()).then(|| tree::new_file_system("proc", "proc", &[]));
     let proc = proc.transpose().during(FailurePhase::Process, || "linux.sysctl: procfs")?;
@@ -45,10 +54,24 @@ fn enter_namespaces(plan: &Plan) -> Result<(), Failure> {
     if let Some(offsets) = &plan.namespaces.time {
         enter_time_namespace(offsets).during(phase, || "linux.timeOffsets")?;
     }
-    if plan.namespaces.network {
+    if plan.namespaces.has_new_network() {
         network::bring_loopback_up().during(phase, || "linux.namespaces (network): lo")?;
     }
     Ok(())
+}
+
+/// Joins the namespaces of a container's first process.
+///
+/// # Errors
+/// As setns(2), or that it has ended.
+pub fn join(first: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: the descriptor is open; the process has one thread and shares nothing.
+    match check(unsafe { libc::setns(first.as_raw_fd(), flags) }) {
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+            Err(io::Error::other("its first process has ended"))
+        }
+        joined => joined,
+    }
 }
 
 /// Root of the user namespace that the process is in.

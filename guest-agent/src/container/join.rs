@@ -9,7 +9,6 @@
 //! The namespaces are those that the first process is in now, as under runc.
 
 use std::convert::Infallible;
-use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use kiln_protocol::FailurePhase;
@@ -17,7 +16,7 @@ use rustix::fs::{Mode, OFlags};
 
 use super::channel::{Channel, Report};
 use super::launch::{StandardStreams, clone_process};
-use super::program::{self, Program, check};
+use super::program::{self, Program};
 use super::{Plan, init};
 use crate::failure::{During, Failure};
 use crate::process::ProcessPlan;
@@ -49,7 +48,8 @@ pub fn run(
     let others = [channel.socket().as_raw_fd(), joining.first.as_raw_fd()];
     let needed: Vec<RawFd> = ends.chain(others).collect();
     program::withdraw(&needed).during(phase, || "close descriptors")?;
-    join_namespaces(joining).during(phase, || "join the container")?;
+    init::join(joining.first, joining.container.namespaces.join_flags())
+        .during(phase, || "join the container")?;
     // SAFETY: the process has one thread.
     let pid = unsafe { clone_process(libc::CLONE_PARENT as u64, 0) };
     let pid = pid.during(phase, || "start a process in the container")?;
@@ -62,17 +62,6 @@ pub fn run(
         .report(&Report::Born { pid }, None)
         .during(FailurePhase::Process, || "set-up channel")?;
     program::end(0)
-}
-
-fn join_namespaces(Joining { container, first, .. }: Joining<'_>) -> io::Result<()> {
-    let flags = container.namespaces.join_flags();
-    // SAFETY: the descriptor is open; the process has one thread and shares nothing.
-    match check(unsafe { libc::setns(first.as_raw_fd(), flags) }) {
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
-            Err(io::Error::other("its first process has ended"))
-        }
-        joined => joined,
-    }
 }
 
 /// Joining the namespaces has made the container's root the process's.

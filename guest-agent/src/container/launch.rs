@@ -33,7 +33,8 @@ pub struct Launched {
     pub channel: Channel,
 }
 
-/// Starts the container's first process and has it set itself up; it reports over the channel.
+/// Starts the container's first process and has it set itself up; it reports over the channel. `joined`
+/// is a pidfd of the process whose namespaces the plan joins.
 ///
 /// The calling process has one thread, or its other threads hold no locks.
 ///
@@ -42,6 +43,7 @@ pub struct Launched {
 pub fn launch(
     plan: &Plan,
     supplies: Supplies,
+    joined: Option<OwnedFd>,
     streams: StandardStreams,
     cgroup: &Cgroup,
 ) -> Result<Launched, Failure> {
@@ -56,7 +58,8 @@ pub fn launch(
         let (seccomp, hooks) = (plan.seccomp.as_ref(), Some(&plan.hooks));
         let program = Program { process: &plan.process, seccomp, hooks };
         program::run(&of_process, || {
-            let enter = || init::enter(plan, &supplies);
+            let joined = joined.as_ref().map(AsFd::as_fd);
+            let enter = || init::enter(plan, &supplies, joined);
             program::become_program(program, streams, &of_process, enter)
         });
     }
@@ -81,9 +84,8 @@ pub fn join(
     streams: StandardStreams,
     cgroup: &Cgroup,
 ) -> Result<Launched, Failure> {
-    let open = |first| Ok::<_, io::Error>(pidfd_open(first, PidfdFlags::empty())?);
-    let descriptor = Pid::from_raw(first).ok_or(io::ErrorKind::InvalidInput.into()).and_then(open);
-    let descriptor = descriptor.during(FailurePhase::Namespaces, || "the first process")?;
+    let descriptor =
+        open_process(first).during(FailurePhase::Namespaces, || "the first process")?;
     let (channel, of_process) = channel()?;
     // SAFETY: as in `launch`.
     let joiner = unsafe { clone_process(0, libc::SIGCHLD) }
@@ -111,6 +113,15 @@ pub fn join(
         cgroup.add_beside(pid, first).during(FailurePhase::Cgroups, || CGROUP)?;
         release(process, launched)
     })
+}
+
+/// A pidfd of a child that is not reaped yet.
+///
+/// # Errors
+/// As pidfd_open(2).
+pub fn open_process(pid: libc::pid_t) -> io::Result<OwnedFd> {
+    let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 fn channel() -> Result<(Channel, Channel), Failure> {
@@ -176,10 +187,7 @@ fn release(process: &ProcessPlan, launched: &Launched) -> Result<(), Failure> {
 /// # Safety
 /// As fork(2) in a process with several threads: the child may only use what no other thread of the
 /// parent was changing.
-pub(super) unsafe fn clone_process(
-    flags: u64,
-    exit_signal: libc::c_int,
-) -> io::Result<libc::pid_t> {
+pub unsafe fn clone_process(flags: u64, exit_signal: libc::c_int) -> io::Result<libc::pid_t> {
     let arguments = libc::clone_args {
         flags,
         exit_signal: exit_signal as u64,

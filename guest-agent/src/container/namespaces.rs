@@ -2,11 +2,13 @@
 
 use std::fmt::Write as _;
 
+use kiln_protocol::Joined;
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
 
 use crate::failure::Failure;
 
-/// A container's namespaces besides PID, mount and cgroup, which it always has.
+/// A container's namespaces besides PID, mount and cgroup, which it always has. They are its own but
+/// for those that are joined.
 #[derive(Debug, Clone, Default)]
 pub struct Namespaces {
     /// Host and domain name.
@@ -19,6 +21,8 @@ pub struct Namespaces {
     pub user: Option<UserMappings>,
     /// Time, with the content of `/proc/<pid>/timens_offsets`.
     pub time: Option<String>,
+    /// Those of another container that it lives in.
+    pub joined: Option<Joined>,
 }
 
 /// Id mappings of a user namespace.
@@ -49,11 +53,27 @@ impl UserMappings {
 const OVERFLOW_ID: u32 = 65_534;
 
 impl Namespaces {
-    /// Reads `linux.namespaces`, the mappings and the time offsets.
+    /// Reads `linux.namespaces`, the mappings and the time offsets. `joined` are another container's.
     ///
     /// # Errors
-    /// A namespace given twice or by a path, mappings without a user namespace or the reverse.
-    pub fn from_spec(linux: Option<&Linux>) -> Result<Self, Failure> {
+    /// A namespace given twice or by a path, mappings without a user namespace or the reverse; a user
+    /// namespace beside joined ones, which its root could not enter.
+    pub fn from_spec(linux: Option<&Linux>, joined: Option<&Joined>) -> Result<Self, Failure> {
+        let mut own = Self::of_its_own(linux)?;
+        let Some(joined) = joined else { return Ok(own) };
+        if own.user.is_some() {
+            return Err(Failure::config(
+                "linux.namespaces (user): a container of a pod has the users of its sandbox",
+            ));
+        }
+        own.network |= joined.network;
+        own.ipc |= joined.ipc;
+        own.uts |= joined.uts;
+        own.joined = Some(joined.clone());
+        Ok(own)
+    }
+
+    fn of_its_own(linux: Option<&Linux>) -> Result<Self, Failure> {
         let Some(linux) = linux else {
             return Ok(Self::default());
         };
@@ -83,11 +103,32 @@ impl Namespaces {
             network: has(LinuxNamespaceType::Network),
             user: user_mappings(linux, has(LinuxNamespaceType::User))?,
             time: time_offsets(linux, has(LinuxNamespaceType::Time))?,
+            joined: None,
         })
+    }
+
+    /// The container has a network namespace that nobody had before it.
+    pub fn has_new_network(&self) -> bool {
+        self.network && !self.joined.as_ref().is_some_and(|joined| joined.network)
     }
 
     /// The flags with which clone3(2) makes the namespaces that need no further preparation.
     pub fn clone_flags(&self) -> u64 {
+        self.all_flags() & !(self.joined_flags() as u64)
+    }
+
+    /// The flags with which setns(2) joins the namespaces of another container's process.
+    pub fn joined_flags(&self) -> libc::c_int {
+        let Some(joined) = &self.joined else { return 0 };
+        let kinds = [
+            (joined.uts, libc::CLONE_NEWUTS),
+            (joined.ipc, libc::CLONE_NEWIPC),
+            (joined.network, libc::CLONE_NEWNET),
+        ];
+        kinds.iter().filter(|(wanted, _)| *wanted).fold(0, |all, (_, one)| all | one)
+    }
+
+    fn all_flags(&self) -> u64 {
         let optional = [
             (self.uts, libc::CLONE_NEWUTS),
             (self.ipc, libc::CLONE_NEWIPC),
@@ -105,7 +146,7 @@ impl Namespaces {
     pub fn join_flags(&self) -> libc::c_int {
         let time = if self.time.is_some() { libc::CLONE_NEWTIME } else { 0 };
         // The flags of namespaces fit an int: that is how the C library has them.
-        self.clone_flags() as libc::c_int | libc::CLONE_NEWCGROUP | time
+        self.all_flags() as libc::c_int | libc::CLONE_NEWCGROUP | time
     }
 }
 
@@ -173,7 +214,7 @@ mod tests {
 
     fn read(json: &str) -> Result<Namespaces, Failure> {
         let linux: Linux = serde_json::from_str(json).expect("linux");
-        Namespaces::from_spec(Some(&linux))
+        Namespaces::from_spec(Some(&linux), None)
     }
 
     #[test]
@@ -197,6 +238,21 @@ mod tests {
     fn pid_and_mount_namespaces_are_always_new() {
         let flags = Namespaces::default().clone_flags();
         assert_eq!(flags, (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64);
+    }
+
+    #[test]
+    fn joined_namespaces_are_entered_and_not_made() {
+        let linux = r#"{"namespaces":[{"type":"ipc"},{"type":"uts"}]}"#;
+        let linux: Linux = serde_json::from_str(linux).expect("linux");
+        let container = "sandbox".to_owned();
+        let joined = Joined { container, network: true, ipc: true, uts: false };
+        let namespaces = Namespaces::from_spec(Some(&linux), Some(&joined)).expect("reads");
+        let made = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS;
+        assert_eq!(namespaces.clone_flags(), made as u64);
+        assert_eq!(namespaces.joined_flags(), libc::CLONE_NEWNET | libc::CLONE_NEWIPC);
+        let all = made | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
+        assert_eq!(namespaces.join_flags(), all);
+        assert!(!namespaces.has_new_network());
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl Plan {
         let personality = linux.and_then(|linux| linux.personality().as_ref());
         let personality = personality.map(scheduling::personality).transpose()?;
         let process = ProcessPlan::from_spec(process, &create.stdio, personality)?;
-        let namespaces = Namespaces::from_spec(linux)?;
+        let namespaces = Namespaces::from_spec(linux, create.joined.as_ref())?;
         let hostname = spec.hostname().clone().filter(|name| !name.is_empty());
         let domainname = spec.domainname().clone().filter(|name| !name.is_empty());
         if (hostname.is_some() || domainname.is_some()) && !namespaces.uts {
@@ -62,7 +62,7 @@ impl Plan {
         let profile = profile.map(Profile::from_spec).transpose()?;
         let sysctls = linux.and_then(|linux| linux.sysctl().as_ref());
         Ok(Self {
-            rootfs: RootfsPlan::from_spec(&spec, &create.binds, &process.cwd, process.terminal)?,
+            rootfs: RootfsPlan::from_spec(&spec, create, &process.cwd, process.terminal)?,
             limits: Limits::from_spec(linux.and_then(|linux| linux.resources().as_ref()), cpus)?,
             seccomp: profile.as_ref().map(seccomp::compile).transpose()?,
             sysctls: sysctl::from_spec(sysctls.into_iter().flatten())?,
@@ -143,7 +143,9 @@ mod tests {
             container: "c".to_owned(),
             config: serde_json::value::to_raw_value(config).expect("JSON"),
             state: serde_json::value::to_raw_value(&json!({})).expect("JSON"),
-            binds: vec![BindMount { mount: 1, is_file: false }],
+            rootfs: "rootfs".to_owned(),
+            binds: vec![BindMount { mount: 1, path: "mounts/1".to_owned(), is_file: false }],
+            joined: None,
             stdio: Stdio::Pipes { stdin: None, stdout: None, stderr: None },
         };
         Plan::new(&create, 2)

@@ -10,6 +10,7 @@ use std::path::Path;
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::process::{Resource, Rlimit};
 
+use super::share;
 use crate::{console, network};
 
 /// Where the share is mounted. Closed to everyone but root of the guest.
@@ -63,7 +64,7 @@ pub fn run() -> anyhow::Result<()> {
     }
     console::say(format_args!("file systems mounted"));
     fs::create_dir_all(ROOTFS).map_err(context("create the rootfs mount point"))?;
-    mount_share().map_err(context("mount the share"))?;
+    share::mount(Path::new(SHARE)).map_err(context("mount the share"))?;
     console::say(format_args!("share mounted"));
     network::bring_loopback_up().map_err(context("bring lo up"))?;
     protect().map_err(context("protect the agent"))?;
@@ -91,13 +92,6 @@ fn mount_one(
     let target = Path::new("/").join(target);
     fs::create_dir_all(&target)?;
     Ok(mount(kind, &target, kind, flags, data)?)
-}
-
-fn mount_share() -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().mode(0o700).recursive(true).create(SHARE)?;
-    let (tag, flags) = (kiln_protocol::SHARE_TAG, MountFlags::empty());
-    Ok(mount(tag, SHARE, "virtiofs", flags, None::<&std::ffi::CStr>)?)
 }
 
 /// Descriptors that the agent may open: each process that it cares for takes up to seven.

@@ -3,3 +3,4 @@
 pub mod boot;
 pub mod clock;
 pub mod power;
+pub mod share;

@@ -119,7 +119,7 @@ fn mount_one(
     read_only: &mut Vec<OwnedFd>,
 ) -> io::Result<()> {
     let kind = match mount.source {
-        MountSource::Share { is_file: true } => Kind::File,
+        MountSource::Share { is_file: true, .. } => Kind::File,
         _ => Kind::Directory,
     };
     if mount.must_be_plain() {

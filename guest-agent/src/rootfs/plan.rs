@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kiln_protocol::{BindMount, WindowSize};
+use kiln_protocol::{BindMount, CreateContainer, WindowSize};
 use oci_spec::runtime::{Mount, Spec};
 
 use super::devices::{self, Device};
@@ -25,8 +25,10 @@ pub struct MountPlan {
 /// What is mounted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MountSource {
-    /// What the host put in the share under the mount's index.
+    /// What the host put in the share.
     Share {
+        /// Where in the share.
+        path: PathBuf,
         /// Not a directory.
         is_file: bool,
     },
@@ -54,6 +56,8 @@ impl MountPlan {
 /// The whole tree.
 #[derive(Debug, Clone)]
 pub struct RootfsPlan {
+    /// Where the root file system is in the share.
+    pub source: PathBuf,
     /// Mounts, in order.
     pub mounts: Vec<MountPlan>,
     /// Device nodes.
@@ -75,16 +79,17 @@ pub struct RootfsPlan {
 }
 
 impl RootfsPlan {
-    /// Reads the configuration. `binds` are the mounts that the host has put in the share.
+    /// Reads the configuration; `create` says what the host has put in the share.
     ///
     /// # Errors
     /// A field that can't be honoured, by name.
     pub fn from_spec(
         spec: &Spec,
-        binds: &[BindMount],
+        create: &CreateContainer,
         cwd: &Path,
         terminal: Option<WindowSize>,
     ) -> Result<Self, Failure> {
+        let binds = &create.binds;
         let mounts = spec.mounts().iter().flatten().enumerate();
         let mounts: Vec<MountPlan> = mounts
             .map(|(index, mount)| plan_mount(index, mount, binds))
@@ -108,6 +113,7 @@ impl RootfsPlan {
             })
         });
         Ok(Self {
+            source: PathBuf::from(&create.rootfs),
             devices,
             fill_dev: !mounts.iter().any(foreign_dev),
             mounts,
@@ -138,7 +144,7 @@ fn plan_mount(index: usize, mount: &Mount, binds: &[BindMount]) -> Result<MountP
     options.bind |= kind == "bind";
     let shared = binds.iter().find(|bind| bind.mount == index);
     let source = match shared {
-        Some(bind) => MountSource::Share { is_file: bind.is_file },
+        Some(bind) => MountSource::Share { path: PathBuf::from(&bind.path), is_file: bind.is_file },
         None if options.bind => {
             return Err(Failure::config(format!(
                 "{field}: a bind mount whose source the host did not share"

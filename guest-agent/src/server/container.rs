@@ -1,6 +1,6 @@
 //! A container that has been launched, until its end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use kiln_protocol::{ExecId, FailurePhase, Network};
 
@@ -18,6 +18,8 @@ pub struct Container {
     pub first: Process,
     /// Its execs.
     pub execs: BTreeMap<ExecId, Process>,
+    /// Every exec there has been.
+    pub exec_ids: HashSet<ExecId>,
     /// What it was made from.
     pub plan: Plan,
     /// Its cgroup.
@@ -42,11 +44,12 @@ impl Container {
     pub fn connect(&self, network: Option<&Network>) -> Result<(), Failure> {
         match network {
             None => Ok(()),
-            Some(network) if self.plan.namespaces.network => {
+            Some(network) if self.plan.namespaces.has_new_network() => {
                 network::set_up(network, self.first.pid)
             }
             Some(_) => {
-                let why = "linux.namespaces: no network namespace to put interfaces into";
+                let why =
+                    "linux.namespaces: no network namespace of its own to put interfaces into";
                 Err(Failure::new(FailurePhase::Network, why))
             }
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use kiln_protocol::{FailurePhase, SHARE_ROOTFS, Stdio, StreamToken};
+use kiln_protocol::{FailurePhase, Stdio, StreamToken};
 use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -42,12 +42,11 @@ pub fn gather(
     unique: u64,
 ) -> Result<(Supplies, DeviceStore), Failure> {
     let share = open_share(&environment.share, Path::new("."), "the share")?;
-    let rootfs = take(&share, Path::new(SHARE_ROOTFS), true, "root.path")?;
+    let rootfs = take(&share, &plan.rootfs.source, true, "root.path")?;
     let mut binds = BTreeMap::new();
     for mount in &plan.rootfs.mounts {
-        if let MountSource::Share { .. } = mount.source {
-            let path = Path::new("mounts").join(mount.index.to_string());
-            let tree = take(&share, &path, mount.options.recursive_bind, &mount.field())?;
+        if let MountSource::Share { path, .. } = &mount.source {
+            let tree = take(&share, path, mount.options.recursive_bind, &mount.field())?;
             binds.insert(mount.index, tree);
         }
     }

@@ -15,8 +15,8 @@ use kiln_agent::server::{Agent, Environment};
 use kiln_protocol::frame::{self, Decoder};
 use kiln_protocol::{
     Answer, BindMount, CreateContainer, ExecId, ExecProcess, ExitStatus, FailurePhase, FromAgent,
-    MAX_FROM_AGENT, MAX_TO_AGENT, Network, Question, Stdio, StreamHeader, StreamToken, ToAgent,
-    VERSION, WindowSize,
+    Joined, MAX_FROM_AGENT, MAX_TO_AGENT, Network, Question, Stdio, StreamHeader, StreamToken,
+    ToAgent, VERSION, WindowSize,
 };
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -128,6 +128,11 @@ impl Guest {
         self.directory.path().join("share/mounts").join(mount.to_string())
     }
 
+    /// The bind mount of what is there.
+    pub fn bind(&self, mount: usize, is_file: bool) -> BindMount {
+        BindMount { mount, path: format!("mounts/{mount}"), is_file }
+    }
+
     pub fn send(&mut self, message: &ToAgent) {
         let frame = frame::encode(message, MAX_TO_AGENT).expect("encodes");
         self.control.write_all(&frame).expect("the agent listens");
@@ -158,11 +163,22 @@ impl Guest {
     }
 
     pub fn create(&mut self, config: &Value, binds: Vec<BindMount>, stdio: Stdio) {
+        self.create_in("c", "rootfs", None, (config, binds, stdio));
+    }
+
+    /// Creates a container by any name on any root file system of the share.
+    pub fn create_in(
+        &mut self,
+        container: &str,
+        rootfs: &str,
+        joined: Option<Joined>,
+        (config, binds, stdio): (&Value, Vec<BindMount>, Stdio),
+    ) {
         let config = serde_json::value::to_raw_value(config).expect("config");
-        let state = json!({"ociVersion": "1.2.0", "id": "c", "bundle": "/bundle"});
+        let state = json!({"ociVersion": "1.2.0", "id": container, "bundle": "/bundle"});
         let state = serde_json::value::to_raw_value(&state).expect("state");
-        let container = "c".to_owned();
-        let create = CreateContainer { container, config, state, binds, stdio };
+        let (container, rootfs) = (container.to_owned(), rootfs.to_owned());
+        let create = CreateContainer { container, config, state, rootfs, binds, joined, stdio };
         self.send(&ToAgent::Create(Box::new(create)));
     }
 
@@ -254,7 +270,7 @@ impl Guest {
         self.next_request += 1;
         self.send(&ToAgent::Ask { request: asked, container: "c".to_owned(), question });
         match self.receive() {
-            FromAgent::Answer { request, answer } if request == asked => answer,
+            FromAgent::Answer { request, answer, .. } if request == asked => answer,
             other => panic!("instead of an answer: {other:?}"),
         }
     }
@@ -348,7 +364,8 @@ pub fn cgroup_root() -> PathBuf {
     unified.expect("these tests need a cgroup2 mount")[1].clone().into()
 }
 
-fn make_rootfs(rootfs: &Path) {
+/// Makes a root file system with busybox.
+pub fn make_rootfs(rootfs: &Path) {
     for name in ["bin", "etc", "proc", "sys", "dev", "tmp"] {
         fs::create_dir_all(rootfs.join(name)).expect("directory");
     }

@@ -15,6 +15,7 @@ mod hooks;
 mod initramfs;
 mod lifecycle;
 mod network;
+mod pods;
 mod process;
 mod questions;
 mod rootfs;

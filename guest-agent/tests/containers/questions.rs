@@ -157,8 +157,8 @@ fn question_about_what_is_not_there_is_refused_and_answered_once() {
     for (request, question) in (1..).zip(questions) {
         guest.send(&ToAgent::Ask { request, container: "c".to_owned(), question });
         match guest.receive() {
-            FromAgent::Answer { request: of, answer: Answer::Refused(why) } => {
-                assert_eq!(of, request);
+            FromAgent::Answer { container, request: of, answer: Answer::Refused(why) } => {
+                assert_eq!((container.as_str(), of), ("c", request));
                 assert!(why.contains("does not run"), "{why}");
             }
             other => panic!("{other:?}"),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use kiln_protocol::{BindMount, ExitStatus, FailurePhase};
+use kiln_protocol::{ExitStatus, FailurePhase};
 use serde_json::{Value, json};
 
 use crate::guest::{Guest, shell};
@@ -66,7 +66,7 @@ fn bind_mounts_come_from_the_share_with_their_options() {
     fs::write(&tool, "#!/bin/sh\necho executed\n").expect("file");
     fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).expect("mode");
     let binds = [(0, false), (1, true), (2, false)]
-        .map(|(offset, is_file)| BindMount { mount: index + offset, is_file });
+        .map(|(offset, is_file)| guest.bind(index + offset, is_file));
     let outcome = guest.run_with(&config, binds.into()).expect("runs");
     let expected = "from the host\ntaken\none file\nrefused\nnot executable\n";
     assert_eq!(outcome.stdout, expected, "{}", outcome.stderr);

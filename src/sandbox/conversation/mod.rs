@@ -145,6 +145,11 @@ impl Conversation {
         Self { container, stage: Stage::Connected, pending, oom_kills: 0 }
     }
 
+    /// A conversation with an agent that others have greeted.
+    pub fn joined(container: &str) -> Self {
+        Self { stage: Stage::Greeted, ..Self::new(container) }
+    }
+
     /// Notes that a create was sent.
     pub fn creating(&mut self) {
         self.stage = Stage::Creating;
@@ -188,7 +193,10 @@ impl Conversation {
                 self.pending.exited(exec)?;
                 Ok(Progress::ExecExited { exec, status })
             }
-            FromAgent::Answer { request, answer } => self.pending.answered(request, answer),
+            FromAgent::Answer { container, request, answer } => {
+                self.check(&container)?;
+                self.pending.answered(request, answer)
+            }
             FromAgent::OomKilled { container, kills } => {
                 self.check(&container)?;
                 self.count_kills(kills)

@@ -137,7 +137,9 @@ fn container_ends_after_its_execs_but_not_after_those_that_crossed_its_end() {
 
 #[test]
 fn answers_are_to_questions_and_of_their_kind() {
-    let answer = |request, answer| FromAgent::Answer { request, answer };
+    let container = "c".to_owned();
+    let answer =
+        |request, answer| FromAgent::Answer { container: container.clone(), request, answer };
     let mut conversation = running();
     conversation.asking(1, &Question::Pause);
     conversation.asking(2, &Question::Processes);
@@ -149,6 +151,9 @@ fn answers_are_to_questions_and_of_their_kind() {
     assert_eq!(again, Err(Breach::Unknown("a question")));
     let mixed_up = conversation.hear(answer(2, Answer::Done));
     assert_eq!(mixed_up, Err(Breach::Impossible("answer")));
+    let container = "other".to_owned();
+    let of_another = FromAgent::Answer { container, request: 3, answer: Answer::Done };
+    assert_eq!(conversation.hear(of_another), Err(Breach::OtherContainer));
 }
 
 #[test]

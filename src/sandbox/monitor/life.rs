@@ -6,12 +6,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use kiln_protocol::{BindMount, CreateContainer, ExitStatus, ToAgent, VERSION};
+use kiln_vmm::virtio::fs::Place;
 use serde_json::value::to_raw_value;
 
 use super::failure::Failure;
-use super::{Monitor, Step};
+use super::{Descriptors, Monitor, Step};
+use crate::bundle::Bind;
 use crate::hooks;
 use crate::initrd;
 use crate::network::Uplinks;
@@ -23,7 +25,7 @@ use crate::sandbox::deadline::Deadline;
 use crate::sandbox::machine::{self, Parts};
 use crate::sandbox::phases::{self, Phase};
 use crate::sandbox::stdio::{Activity, Drain, QUIET, Streams};
-use crate::sandbox::{Mode, Occasion};
+use crate::sandbox::{Guest, Mode, Occasion};
 use crate::state::Status;
 
 /// What can be done about an agent that is slow with a container.
@@ -32,14 +34,20 @@ const MORE_TIME: &str = "its console may say what keeps it; for a slow host rais
 
 impl Monitor {
     /// Runs the container to its end; gives the status to exit with.
-    pub(super) async fn live(&mut self, kernel: OwnedFd, agent: OwnedFd) -> Result<u8, Failure> {
+    pub(super) async fn live(&mut self, descriptors: Descriptors) -> Result<u8, Failure> {
         self.run_hooks().await?;
-        let broker = self.set_up(kernel, agent)?;
-        self.timeline.enter(Phase::Boot);
-        self.greet().await?;
+        let (broker, files) = match descriptors {
+            Descriptors::Machine { kernel, agent } => {
+                let broker = self.set_up(kernel, agent)?;
+                self.timeline.enter(Phase::Boot);
+                self.greet().await?;
+                (broker, Files::of_first(&self.container.binds))
+            }
+            Descriptors::Sandbox(monitor) => self.join_pod(monitor).await?,
+        };
         self.timeline.enter(Phase::Create);
         let activity = Arc::new(Activity::limited(self.container.step.output.map(u64::from)));
-        let outputs = self.create(&broker, &activity).await?;
+        let outputs = self.create(&broker, files, &activity).await?;
         self.record.cgroup.apply(&self.limits.cpu_time)?;
         self.note(Status::Created)?;
         let asked = match self.mode {
@@ -92,6 +100,7 @@ impl Monitor {
     }
 
     fn set_up(&mut self, kernel: OwnedFd, agent: OwnedFd) -> anyhow::Result<Rc<Broker>> {
+        let Guest::Own(guest) = &self.guest else { bail!("the container has no machine") };
         let state = self.state.as_ref().context("no state directory")?;
         state.write(&self.record).context("state.json")?;
         let begun = phases::now();
@@ -115,7 +124,7 @@ impl Monitor {
         let debug = [OsString::from("--debug")];
         let parts = Parts {
             container: &self.container,
-            guest: &self.guest,
+            guest,
             kernel: kernel.into(),
             initrd,
             state,
@@ -165,6 +174,7 @@ impl Monitor {
     async fn create(
         &mut self,
         broker: &Broker,
+        files: Files,
         activity: &Arc<Activity>,
     ) -> Result<usize, Failure> {
         let stdio = self.tokens.stdio(self.container.terminal);
@@ -173,12 +183,14 @@ impl Monitor {
             container: self.container.id.clone(),
             config: self.container.config.clone(),
             state: to_raw_value(&state).context("the container's state")?,
-            binds: self
-                .container
-                .binds
-                .iter()
-                .map(|bind| BindMount { mount: bind.index, is_file: bind.is_file })
+            rootfs: files.rootfs,
+            binds: std::iter::zip(&self.container.binds, files.binds)
+                .map(|(bind, path)| BindMount { mount: bind.index, path, is_file: bind.is_file })
                 .collect(),
+            joined: match &self.guest {
+                Guest::Own(_) => None,
+                Guest::Pod(pod) => Some(pod.joined.clone()),
+            },
             stdio: stdio.clone(),
         };
         self.conversation.creating();
@@ -370,12 +382,28 @@ impl Monitor {
     }
 }
 
-fn deadline(seconds: u64) -> Deadline {
+pub(super) fn deadline(seconds: u64) -> Deadline {
     Deadline::after(Duration::from_secs(seconds))
 }
 
 fn too_late(what: &str, seconds: u64) -> Failure {
     Failure::of_guest(anyhow!("the guest's agent did not {what} within {seconds} s"))
+}
+
+/// Where a container's files are in the share.
+pub(super) struct Files {
+    /// Its root file system.
+    pub(super) rootfs: String,
+    /// Its bind mounts, in their order.
+    pub(super) binds: Vec<String>,
+}
+
+impl Files {
+    /// Those of the container that the machine was started for.
+    fn of_first(binds: &[Bind]) -> Self {
+        let place = |bind: &Bind| format!("mounts/{}", bind.index);
+        Self { rootfs: Place::Rootfs.path(), binds: binds.iter().map(place).collect() }
+    }
 }
 
 /// What ends the wait for a start.

@@ -5,6 +5,8 @@
 //! * [`execs`]: further programs in the container.
 //! * [`inspection`]: what the monitor itself answers to later commands, and leaves behind.
 //! * [`questions`]: what the agent answers to later commands.
+//! * [`members`]: other containers of a pod in this one's machine.
+//! * [`membership`]: what differs for a container that is one of those.
 //! * [`memory`]: what happens when the container's memory runs out.
 //! * [`outcome`]: what the command is told in the end.
 //! * [`overrun`]: the limits of time and output, which the monitor keeps.
@@ -14,6 +16,8 @@ mod execs;
 mod failure;
 mod inspection;
 mod life;
+mod members;
+mod membership;
 mod memory;
 mod outcome;
 mod overrun;
@@ -36,11 +40,12 @@ use tokio::task::LocalSet;
 
 use self::execs::Execs;
 use self::failure::Failure;
+use self::members::Members;
 use self::memory::{OOM_KILLED, Watchers};
 use self::overrun::Overrun;
 use self::questions::Questions;
 use super::broker::Broker;
-use super::control::{self, Asker};
+use super::control::{self, Asker, Reply};
 use super::conversation::{Conversation, Progress};
 use super::events::{self, Event, Sources, watched_signals};
 use super::machine::{Machine, Role};
@@ -49,8 +54,8 @@ use super::stdio::Tokens;
 use super::tail::Tail;
 use super::trace::Trace;
 use super::{
-    ContainerConfig, Deadlines, FromMonitor, GuestConfig, Mode, MonitorConfig, NamespaceConfig,
-    Occasion, Outcome, packet,
+    ContainerConfig, Deadlines, FromMonitor, Guest, Mode, MonitorConfig, NamespaceConfig, Occasion,
+    Outcome, packet,
 };
 use crate::bundle::Namespace;
 use crate::cgroup::{self, Limits, Origin};
@@ -99,10 +104,14 @@ unsafe fn stand_for_sandbox(
 ) -> anyhow::Result<u8> {
     // SAFETY: the caller's promise; likewise below, each is taken once.
     let lock = unsafe { config.state.1.take() };
-    // SAFETY: as above.
-    let kernel = unsafe { config.guest.kernel.take() };
-    // SAFETY: as above.
-    let agent = unsafe { config.guest.agent.take() };
+    let descriptors = match &config.guest {
+        // SAFETY: as above.
+        Guest::Own(guest) => unsafe {
+            Descriptors::Machine { kernel: guest.kernel.take(), agent: guest.agent.take() }
+        },
+        // SAFETY: as above.
+        Guest::Pod(pod) => Descriptors::Sandbox(unsafe { pod.monitor.take() }),
+    };
     // SAFETY: as above.
     let namespaces = unsafe { take_namespaces(&config.namespaces) };
     // SAFETY: as above.
@@ -128,7 +137,7 @@ unsafe fn stand_for_sandbox(
         let inside = network::Namespace::here().context("/proc/self/ns/net")?;
         monitor.record.network = (inside != outside).then_some(inside);
         let result = match placed {
-            Ok(()) => monitor.live(kernel, agent).await,
+            Ok(()) => monitor.live(descriptors).await,
             Err(error) => Err(error.into()),
         };
         let mut outcome = monitor.outcome(result).await;
@@ -180,6 +189,14 @@ fn second(fd: &OwnedFd) -> std::io::Result<OwnedFd> {
     events::second(fd.as_fd())
 }
 
+/// What a monitor starts from.
+enum Descriptors {
+    /// A machine of its own.
+    Machine { kernel: OwnedFd, agent: OwnedFd },
+    /// The monitor of the pod's sandbox.
+    Sandbox(OwnedFd),
+}
+
 /// What happened that concerns the phases.
 enum Step {
     Connected(UnixStream),
@@ -189,6 +206,10 @@ enum Step {
     StreamEnded,
     /// The process on the host that stands for an exec has ended.
     ProxyGone,
+    /// The monitor of the pod's sandbox answers.
+    PodAnswered(Reply, Vec<OwnedFd>),
+    /// It has ended.
+    PodGone,
     GuestEnded(GuestEnd),
     DeadlinePassed,
 }
@@ -218,7 +239,7 @@ struct Monitor {
     uplinks: Option<Uplinks>,
     /// The mount namespace that it was started in, once it has left that.
     host: Option<Host>,
-    guest: GuestConfig,
+    guest: Guest,
     deadlines: Deadlines,
     pid_file: Option<PathBuf>,
     timings: Option<PathBuf>,
@@ -234,6 +255,8 @@ struct Monitor {
     questions: Questions,
     watchers: Watchers,
     overrun: Overrun,
+    /// The other containers in its machine.
+    members: Members,
     /// What a paused container was before.
     before_pause: Status,
     conversation: Conversation,
@@ -282,7 +305,10 @@ impl Monitor {
             host: None,
             mode: config.mode,
             command: Some(command),
-            conversation: Conversation::new(&config.container.id),
+            conversation: match &config.guest {
+                Guest::Own(_) => Conversation::new(&config.container.id),
+                Guest::Pod(_) => Conversation::joined(&config.container.id),
+            },
             container: config.container,
             guest: config.guest,
             deadlines: config.deadlines,
@@ -300,6 +326,7 @@ impl Monitor {
             questions: Questions::default(),
             watchers: Watchers::default(),
             overrun: Overrun::default(),
+            members: Members::default(),
             before_pause: Status::Running,
             console: Tail::default(),
             errors: Vec::new(),

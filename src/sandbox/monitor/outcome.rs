@@ -24,7 +24,7 @@ impl Monitor {
     /// What is said of a failure, with the guest's console where that may say more.
     pub(super) async fn explain(&mut self, failure: &Failure) -> String {
         let mut message = failure.message(self.timeline.current());
-        if failure.shows_console() {
+        if failure.shows_console() && self.guest.is_own() {
             self.hear_last_words().await;
             // Its cause stands above what a dying kernel says last.
             if let Some(cause) = self.console.last_with("Kernel panic") {
@@ -52,7 +52,7 @@ impl Monitor {
                 "raise linux.resources.memory.limit",
             ),
             None => (
-                format!("the guest's memory of {} MiB was full", self.guest.memory_mib),
+                format!("the guest's memory of {} MiB was full", self.guest.memory_mib()),
                 "set linux.resources.memory.limit, or --memory",
             ),
         };

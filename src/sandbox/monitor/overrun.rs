@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::Monitor;
 use super::failure::Failure;
 use crate::limits::{Bytes, REACHED, Span};
+use crate::sandbox::Guest;
 
 /// What the guest has to end a step that was killed.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -106,7 +107,8 @@ impl Monitor {
 
     /// What a step that failed should know of its disk limit.
     pub(super) fn space_notice(&self) -> Option<String> {
-        let limit = self.guest.files.space.filter(|_| self.overrun.space_used_up)?;
+        let Guest::Own(guest) = &self.guest else { return None };
+        let limit = guest.files.space.filter(|_| self.overrun.space_used_up)?;
         Some(format!(
             "the step's disk limit of {} was reached, and what it wrote beyond was refused: if it \
              needs more, raise --disk-limit (io.kiln.disk-limit)",

@@ -10,7 +10,7 @@ use oci_spec::runtime::LinuxResources;
 
 use super::Monitor;
 use super::failure::Failure;
-use crate::cgroup::{Limits, Machine};
+use crate::cgroup::Limits;
 use crate::sandbox::control::{Asker, Processes, Reply, Request};
 use crate::sandbox::conversation::Progress;
 use crate::sandbox::document;
@@ -139,7 +139,7 @@ impl Monitor {
     /// What changes of the guest's limits mean for the host's.
     fn change(&self, resources: &str) -> anyhow::Result<Change> {
         let resources: LinuxResources = serde_json::from_str(resources).context("limits")?;
-        let memory_mib = self.guest.memory_mib;
+        let memory_mib = self.guest.memory_mib();
         let memory = resources.memory().as_ref().and_then(|memory| memory.limit());
         if let Some(limit) = memory.and_then(|limit| u64::try_from(limit).ok())
             && limit > memory_mib << 20
@@ -149,7 +149,8 @@ impl Monitor {
                  {memory_mib} MiB, which is fixed when it starts"
             );
         }
-        let machine = Machine { engine: self.guest.engine, memory_mib };
+        let limit = memory.and_then(|limit| u64::try_from(limit).ok());
+        let machine = self.guest.on_host(limit.or(self.container.memory_limit));
         Ok(Change { limits: Limits::of(&resources, machine), memory })
     }
 

@@ -71,10 +71,16 @@ impl Monitor {
         match event {
             Event::AgentConnected(stream) => return Ok(Some(Step::Connected(stream))),
             Event::AgentSaid(message) => {
+                let Some(message) = self.hear_of_member(message)? else { return Ok(None) };
                 let heard = self.conversation.hear(message);
                 return self.heard(heard.map_err(breach)?);
             }
+            // Of the machine, this container has the connection only.
+            Event::AgentGone(_) if self.ending && !self.guest.is_own() => {
+                return Ok(Some(Step::GuestEnded(GuestEnd::Shutdown)));
+            }
             Event::AgentGone(_) if self.ending => {}
+            Event::AgentGone(None) if !self.guest.is_own() => return Err(self.sandbox_ended()),
             Event::AgentGone(reason) => return Err(self.explain_loss(reason).await),
             Event::Vmm(_, VmmEvent::Running) => {}
             Event::Vmm(_, VmmEvent::SpaceUsedUp) => self.space_used_up()?,
@@ -116,9 +122,18 @@ impl Monitor {
                 self.proxy_gone(exec)?;
                 return Ok(Some(Step::ProxyGone));
             }
-            // Nobody but a proxy has a monitor.
-            Event::Monitor(_) => {}
+            Event::Monitor(Ok(Some((reply, descriptors)))) => {
+                return Ok(Some(Step::PodAnswered(reply, descriptors)));
+            }
+            Event::Monitor(Ok(None)) => return Ok(Some(Step::PodGone)),
+            Event::Monitor(Err(error)) => {
+                return Err(anyhow!(error).context("the monitor of the pod's sandbox").into());
+            }
+            Event::Pod(event) => self.pod_event(event)?,
             Event::KillOverdue if self.set_up => {
+                if !self.guest.is_own() {
+                    return Err(self.overdue_in_sandbox());
+                }
                 let why = "the guest did not end the container after SIGKILL: it is switched off";
                 let failure = Failure::of_guest(anyhow!(why)).with_exit_code(128 + 9);
                 return Err(failure.with_mend(
@@ -165,6 +180,7 @@ impl Monitor {
             Request::Process => self.show_process(&asker),
             Request::Inspect => self.inspect(&asker),
             Request::Watch => self.watchers.add(asker),
+            Request::Join => self.take_in(descriptors, asker),
             // It comes as an event of its own.
             Request::Exec(_) => {}
             question => self.question(question, descriptors, asker),

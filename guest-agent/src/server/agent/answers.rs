@@ -31,14 +31,18 @@ impl Agent {
                 Question::Update { resources } => update(asked, resources.get(), cpus),
             },
         };
-        self.answer(request, answer)
+        self.answer(container, request, answer)
     }
 
     /// Answers once all processes stand still, see [`Agent::on_cgroup_event`].
     fn pause(&mut self, request: u32, container: &str) -> io::Result<()> {
         let Some(asked) = self.containers.get_mut(container) else { return Ok(()) };
         if let Err(error) = asked.cgroup.freeze(true) {
-            return self.answer(request, Err(format!("freeze the container's cgroup: {error}")));
+            return self.answer(
+                container,
+                request,
+                Err(format!("freeze the container's cgroup: {error}")),
+            );
         }
         asked.pausing.push(request);
         self.on_cgroup_event(container)
@@ -49,10 +53,11 @@ impl Agent {
         let pausing = std::mem::take(&mut asked.pausing);
         let thawed = asked.cgroup.freeze(false);
         for paused in pausing {
-            self.answer(paused, Err("the container was resumed".to_owned()))?;
+            self.answer(container, paused, Err("the container was resumed".to_owned()))?;
         }
         let thawed = thawed.map(|()| Answer::Done);
         self.answer(
+            container,
             request,
             thawed.map_err(|error| format!("thaw the container's cgroup: {error}")),
         )
@@ -81,7 +86,7 @@ impl Agent {
             return Ok(());
         }
         for request in std::mem::take(&mut asked.pausing) {
-            self.answer(request, Ok(Answer::Done))?;
+            self.answer(container, request, Ok(Answer::Done))?;
         }
         Ok(())
     }
@@ -103,12 +108,14 @@ impl Agent {
     /// Sends an answer; an error is a refusal.
     pub(super) fn answer(
         &mut self,
+        container: &str,
         request: u32,
         answer: Result<Answer, String>,
     ) -> io::Result<()> {
         let refused = |why: String| Answer::Refused(clip(&why, MAX_MESSAGE).to_owned());
         let answer = answer.unwrap_or_else(refused);
-        self.send(&FromAgent::Answer { request, answer })
+        let container = container.to_owned();
+        self.send(&FromAgent::Answer { container, request, answer })
     }
 }
 

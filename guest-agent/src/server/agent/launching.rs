@@ -1,7 +1,8 @@
 //! Creating containers, starting their programs, executing further ones in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
+use std::os::fd::OwnedFd;
 
 use kiln_protocol::{CreateContainer, ExecProcess, FailurePhase, Network, Stdio};
 
@@ -35,7 +36,8 @@ impl Agent {
 
     pub(super) fn exec(&mut self, exec: &ExecProcess) -> io::Result<()> {
         let name = ProcessName::exec(&exec.container, exec.exec);
-        if !self.execs.insert(exec.exec) {
+        let container = self.containers.get_mut(&exec.container);
+        if container.is_some_and(|container| !container.exec_ids.insert(exec.exec)) {
             let why = format!("exec {} has been used before", exec.exec.0);
             return self.send(&name.failed(Failure::config(why)));
         }
@@ -67,6 +69,8 @@ impl Agent {
         create: &CreateContainer,
     ) -> Result<Vec<(StreamToken, Endpoint)>, Failure> {
         let plan = Plan::new(create, self.environment.cpus)?;
+        let joined = plan.namespaces.joined.as_ref();
+        let joined = joined.map(|joined| self.first_process(&joined.container)).transpose()?;
         let unique = self.next_unique();
         let (supplies, devices) = supplies::gather(&self.environment, &plan, unique)?;
         let user = plan.namespaces.user.as_ref();
@@ -78,11 +82,12 @@ impl Agent {
         let events = self.watch_cgroup(&cgroup, unique);
         let (events, memory_events) =
             events.during(FailurePhase::Cgroups, || "watch the container's cgroup")?;
-        let launched = launch::launch(&plan, supplies, ends, &cgroup)?;
+        let launched = launch::launch(&plan, supplies, joined, ends, &cgroup)?;
         let first = new_process(launched, unique, plan.process.clone(), &create.stdio);
         let container = Container {
             first,
             execs: BTreeMap::new(),
+            exec_ids: HashSet::new(),
             plan,
             cgroup,
             events,
@@ -93,6 +98,18 @@ impl Agent {
         };
         self.containers.insert(create.container.clone(), container);
         Ok(endpoints)
+    }
+
+    /// A pidfd of the first process of a container whose namespaces another is to join.
+    fn first_process(&self, container: &str) -> Result<OwnedFd, Failure> {
+        let phase = FailurePhase::Namespaces;
+        let refuse = |why| Failure::new(phase, format!("container {container:?} {why}"));
+        let first = match self.containers.get(container) {
+            Some(container) if container.first.state != State::Creating => &container.first,
+            Some(_) => return Err(refuse("is not set up yet")),
+            None => return Err(refuse("does not run: its namespaces are gone")),
+        };
+        launch::open_process(first.pid).during(phase, || "the first process")
     }
 
     fn watch_cgroup(&self, cgroup: &Cgroup, unique: u64) -> io::Result<(Notices, Option<Notices>)> {

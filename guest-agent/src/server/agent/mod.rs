@@ -4,11 +4,11 @@ mod answers;
 mod launching;
 mod reports;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use kiln_protocol::{ExecId, FromAgent, StreamToken, ToAgent, VERSION, WindowSize};
+use kiln_protocol::{FromAgent, StreamToken, ToAgent, VERSION, WindowSize};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -62,8 +62,6 @@ pub struct Agent {
     streams: Streams,
     relays: Relays,
     containers: HashMap<String, Container>,
-    /// Every exec there has been.
-    execs: HashSet<ExecId>,
     /// Processes that there have been.
     launched: u64,
     welcomed: bool,
@@ -102,7 +100,6 @@ impl Agent {
             streams,
             relays: Relays::new(FIRST_RELAY),
             containers: HashMap::new(),
-            execs: HashSet::new(),
             launched: 0,
             welcomed: false,
         })

@@ -10,6 +10,7 @@ use crate::console;
 use crate::container::channel::Report;
 use crate::container::launch;
 use crate::failure::Failure;
+use crate::guest::share;
 use crate::server::process::{Process, ProcessName, State, exit_status};
 use crate::server::streams::Endpoint;
 use crate::stream::make_non_blocking;
@@ -128,7 +129,11 @@ impl Agent {
             return Ok(());
         };
         for request in container.pausing {
-            self.answer(request, Err("the container has ended".to_owned()))?;
+            let why = "the container has ended".to_owned();
+            self.answer(&name.container, request, Err(why))?;
+        }
+        if !self.containers.is_empty() {
+            share::forget_unused(&self.environment.share);
         }
         self.report_end(name, &container.first, status, container.oom_kills > 0)
     }
