@@ -90,6 +90,6 @@ mod tests {
         let found: Vec<_> = found.iter().map(|process| (process.role, process.pid)).collect();
         let expected = [("monitor", 10), ("fs", 11), ("qemu", 12), ("exec", 15), ("other", 17)];
         assert_eq!(found, expected);
-        assert_eq!(snapshot.of(Monitor { started: 6, ..monitor }, &[15]), []);
+        assert_eq!(snapshot.of(Monitor { started: 7, ..monitor }, &[15]), []);
     }
 }
