@@ -42,8 +42,9 @@ impl Group {
     fn path_below(&self) -> String {
         let below = self.0.strip_prefix("/sys/fs/cgroup").expect("a cgroup").join("sandbox");
         let controllers = ["pids", "memory"].iter().map(Path::new);
-        let version_1 = controllers.filter_map(|controller| below.strip_prefix(controller).ok());
-        let path = version_1.last().unwrap_or(&below);
+        let mut version_1 =
+            controllers.filter_map(|controller| below.strip_prefix(controller).ok());
+        let path = version_1.next_back().unwrap_or(&below);
         format!("/{}", path.display())
     }
 
