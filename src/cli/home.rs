@@ -15,7 +15,7 @@ use crate::artefacts::Artefacts;
 use crate::bundle::pod::Part;
 use crate::bundle::{Bundle, Host, NamespaceKind, Size};
 use crate::engine;
-use crate::limits::{self, Given};
+use crate::limits;
 use crate::process::Launch;
 use crate::sandbox::{Engine, Guest, GuestConfig, PodConfig, control};
 use crate::settings::{EngineChoice, Settings};
@@ -65,7 +65,7 @@ impl Home {
         if let Some(Part::Container { sandbox, annotation }) = &bundle.pod {
             let found = Sandbox::find(global, bundle, sandbox);
             let sandbox = found.with_context(|| format!("annotations[{annotation:?}]"))?;
-            sandbox.check(options, bundle)?;
+            sandbox.check(options)?;
             return Ok(Self::Pod(Box::new(sandbox)));
         }
         let choice = match options.engine {
@@ -143,14 +143,15 @@ impl Sandbox {
     }
 
     /// Refuses what could only have been decided with the sandbox.
-    fn check(&self, options: &Options, bundle: &Bundle) -> anyhow::Result<()> {
+    fn check(&self, options: &Options) -> anyhow::Result<()> {
         let id = &self.container.record.id;
         let other = match options.engine {
             Some(EngineChoice::Kvm) => self.engine != Engine::Kvm,
             Some(EngineChoice::Emulated) => self.engine != Engine::Emulated,
             Some(EngineChoice::Auto) | None => false,
         };
-        let given = options.limits.or(Given::of_annotations(bundle)?);
+        // Annotations are the pod's: callers give each of its containers all of them.
+        let given = options.limits;
         let refused = [
             ("engine", other),
             ("cpus", options.cpus.is_some()),

@@ -52,11 +52,7 @@ pub struct Given {
 }
 
 impl Given {
-    /// What a bundle's annotations give.
-    ///
-    /// # Errors
-    /// One that can't be read.
-    pub fn of_annotations(bundle: &Bundle) -> Result<Self, BundleError> {
+    fn of_annotations(bundle: &Bundle) -> Result<Self, BundleError> {
         Ok(Self {
             deadline: bundle.setting("io.kiln.deadline")?,
             output_limit: bundle.setting("io.kiln.output-limit")?,
@@ -69,7 +65,7 @@ impl Given {
     }
 
     /// What this gives, and where it gives nothing what `next` does.
-    pub fn or(self, next: Self) -> Self {
+    fn or(self, next: Self) -> Self {
         Self {
             deadline: self.deadline.or(next.deadline),
             output_limit: self.output_limit.or(next.output_limit),
