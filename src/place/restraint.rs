@@ -2,9 +2,9 @@
 //! they can't do without.
 
 use anyhow::Context;
-use capctl::caps::{Cap, CapSet, CapState, ambient, bounding};
+use capctl::caps::{Cap, CapSet, CapState, ambient};
 use kiln_vmm::jail::seccomp::denied;
-use kiln_vmm::jail::{hardening, landlock};
+use kiln_vmm::jail::{capabilities, hardening, landlock};
 use nix::sys::resource::{Resource, setrlimit};
 
 /// Powers over the machine as a whole, of which neither a monitor nor what it starts has any use.
@@ -39,14 +39,9 @@ const OVER_THE_MACHINE: [Cap; 20] = [
 pub fn of_monitor() -> anyhow::Result<()> {
     without_core_dumps()?;
     hardening::no_new_privileges()?;
-    for cap in OVER_THE_MACHINE {
-        match bounding::drop(cap) {
-            // One that is newer than the kernel.
-            Err(error) if error.code() == libc::EINVAL => {}
-            dropped => dropped.context("give up capabilities")?,
-        }
-    }
-    keep(!OVER_THE_MACHINE.into_iter().collect::<CapSet>())
+    let given_up: CapSet = OVER_THE_MACHINE.into_iter().collect();
+    capabilities::drop_from_bounding_set(given_up).context("give up capabilities")?;
+    keep(!given_up)
 }
 
 /// Restrains a process that stands for a program in a guest, for good: it copies bytes. It has no

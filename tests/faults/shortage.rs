@@ -48,6 +48,15 @@ impl Group {
         format!("/{}", path.display())
     }
 
+    /// Runs the bundle there, its sandbox below, for which the limit holds too.
+    fn run(&self, stage: &Stage) -> Output {
+        let path = self.path_below();
+        stage.edit(|config| config["linux"]["cgroupsPath"] = path.into());
+        let mut command = stage.run(&[]);
+        self.holds(&mut command);
+        command.stdin(Stdio::null()).output().expect("kiln")
+    }
+
     /// Has a command run there.
     fn holds(&self, command: &mut Command) {
         let file = self.0.join("cgroup.procs");
@@ -141,12 +150,7 @@ fn limit_of_processes() {
     for tasks in ["1", "2", "3", "4", "5", "6", "8", "12"] {
         let group = Group::new(&stage, "pids", ("pids.max", tasks), ("pids.max", tasks));
         let before = Host::look(&stage);
-        // Below the caller's, whose limit holds for it.
-        let path = group.path_below();
-        stage.edit(|config| config["linux"]["cgroupsPath"] = path.into());
-        let mut command = stage.run(&[]);
-        group.holds(&mut command);
-        let output = command.stdin(Stdio::null()).output().expect("kiln");
+        let output = group.run(&stage);
         // QEMU has words of its own for it.
         let words = ["limits on processes", "Resource temporarily unavailable"];
         explained(&output, &format!("run with {tasks} tasks"), &words);
@@ -161,11 +165,7 @@ fn limit_of_memory() {
     let (version_1, version_2) = (("memory.limit_in_bytes", limit), ("memory.max", limit));
     let group = Group::new(&stage, "memory", version_1, version_2);
     let before = Host::look(&stage);
-    let path = group.path_below();
-    stage.edit(|config| config["linux"]["cgroupsPath"] = path.into());
-    let mut command = stage.run(&[]);
-    group.holds(&mut command);
-    let output = command.stdin(Stdio::null()).output().expect("kiln");
+    let output = group.run(&stage);
     let words = ["the host's kernel killed it for want of memory"];
     explained(&output, "run in 48 MiB", &words);
     before.is_as_before(&stage);

@@ -10,13 +10,12 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use fs_driver::opcode::{LOOKUP, MKDIR};
 use fs_driver::{Driver, connect, error, init, request};
 use fs_guest::FsProcess;
 use kiln_vmm::transport::Backend;
 use kiln_vmm::virtio::fs::{Place, Served, Share, ShareOptions, TreeError};
 
-const LOOKUP: u32 = 1;
-const MKDIR: u32 = 9;
 const ROOT: u64 = 1;
 
 /// Looks a name up; the node id, or the error.

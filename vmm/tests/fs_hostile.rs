@@ -12,6 +12,10 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use fs_driver::opcode::{
+    CREATE, LINK, LOOKUP, MKDIR, MKNOD, OPEN, READ, RENAME, RENAME2, RMDIR, SYMLINK, TMPFILE,
+    UNLINK, WRITE,
+};
 use fs_driver::{Driver, connect, error, init, request};
 use fs_guest::FsProcess;
 use kiln_vmm::transport::Backend;
@@ -19,20 +23,6 @@ use kiln_vmm::transport::vhost_user_frontend::VhostUserBackend;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-const LOOKUP: u32 = 1;
-const SYMLINK: u32 = 6;
-const MKNOD: u32 = 8;
-const MKDIR: u32 = 9;
-const UNLINK: u32 = 10;
-const RMDIR: u32 = 11;
-const RENAME: u32 = 12;
-const LINK: u32 = 13;
-const OPEN: u32 = 14;
-const READ: u32 = 15;
-const WRITE: u32 = 16;
-const CREATE: u32 = 35;
-const RENAME2: u32 = 45;
-const TMPFILE: u32 = 51;
 const ROOT: u64 = 1;
 
 /// The largest file that the process may write in these tests, in bytes: a guest could ask it to

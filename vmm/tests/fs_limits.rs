@@ -11,21 +11,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
+use fs_driver::opcode::{
+    CREATE, FALLOCATE, FORGET, LOOKUP, MKDIR, RELEASE, SETXATTR, UNLINK, WRITE,
+};
 use fs_driver::{Driver, connect, error, init, request};
 use fs_guest::FsProcess;
 use kiln_vmm::config::FileLimits;
 use kiln_vmm::transport::Backend;
 use kiln_vmm::transport::vhost_user_frontend::VhostUserBackend;
 
-const LOOKUP: u32 = 1;
-const FORGET: u32 = 2;
-const MKDIR: u32 = 9;
-const UNLINK: u32 = 10;
-const WRITE: u32 = 16;
-const RELEASE: u32 = 18;
-const SETXATTR: u32 = 21;
-const CREATE: u32 = 35;
-const FALLOCATE: u32 = 43;
 const ROOT: u64 = 1;
 
 const SPACE: u64 = 256 << 10;

@@ -7,6 +7,8 @@ use capctl::prctl::{self, Secbits};
 
 use super::error::{During, JailError};
 
+const BOUNDING: &str = "empty the capability bounding set";
+
 /// Empties the bounding set but for `kept`, and locks the securebits so that neither uid 0 nor a
 /// change of uid nor an exec ever gives capabilities again. From here on a change of uid does not
 /// take any away either: [`reduce_to`] does.
@@ -14,15 +16,8 @@ use super::error::{During, JailError};
 /// # Errors
 /// The kernel refuses: the process has no `CAP_SETPCAP`.
 pub fn lock(kept: CapSet) -> Result<(), JailError> {
-    const STEP: &str = "empty the capability bounding set";
-    for cap in (!kept).iter() {
-        match bounding::drop(cap) {
-            // One that is newer than the kernel.
-            Err(error) if error.code() == libc::EINVAL => break,
-            dropped => dropped.map_err(os).during(STEP)?,
-        }
-    }
-    bounding::clear_unknown().map_err(os).during(STEP)?;
+    drop_from_bounding_set(!kept)?;
+    bounding::clear_unknown().map_err(os).during(BOUNDING)?;
     prctl::set_securebits(
         Secbits::NOROOT
             | Secbits::NOROOT_LOCKED
@@ -34,6 +29,21 @@ pub fn lock(kept: CapSet) -> Result<(), JailError> {
     )
     .map_err(os)
     .during("lock the securebits")
+}
+
+/// Takes capabilities out of the bounding set, those that the kernel knows.
+///
+/// # Errors
+/// The kernel refuses: the process has no `CAP_SETPCAP`.
+pub fn drop_from_bounding_set(dropped: CapSet) -> Result<(), JailError> {
+    for cap in dropped.iter() {
+        match bounding::drop(cap) {
+            // One that is newer than the kernel; those that follow are newer still.
+            Err(error) if error.code() == libc::EINVAL => break,
+            dropped => dropped.map_err(os).during(BOUNDING)?,
+        }
+    }
+    Ok(())
 }
 
 /// Gives up every effective and permitted capability but `kept`, and all inheritable and ambient

@@ -30,6 +30,28 @@ const PATIENCE: i64 = 60;
 /// The first request queue.
 const QUEUE: usize = 1;
 
+/// Operations, `enum fuse_opcode` of include/uapi/linux/fuse.h.
+pub mod opcode {
+    pub const LOOKUP: u32 = 1;
+    pub const FORGET: u32 = 2;
+    pub const SYMLINK: u32 = 6;
+    pub const MKNOD: u32 = 8;
+    pub const MKDIR: u32 = 9;
+    pub const UNLINK: u32 = 10;
+    pub const RMDIR: u32 = 11;
+    pub const RENAME: u32 = 12;
+    pub const LINK: u32 = 13;
+    pub const OPEN: u32 = 14;
+    pub const READ: u32 = 15;
+    pub const WRITE: u32 = 16;
+    pub const RELEASE: u32 = 18;
+    pub const SETXATTR: u32 = 21;
+    pub const CREATE: u32 = 35;
+    pub const FALLOCATE: u32 = 43;
+    pub const RENAME2: u32 = 45;
+    pub const TMPFILE: u32 = 51;
+}
+
 /// A descriptor: address, length, flags, next.
 pub type Descriptor = (u64, u32, u16, u16);
 
