@@ -341,8 +341,9 @@ fn terminals_go_over_the_console_socket_or_are_the_callers_own() {
     let socket = stage.path().join("console");
     let listener = UnixListener::bind(&socket).expect("listens");
     let pid_file = stage.path().join("exec.pid");
+    // A signal just before the shell waits for a line is seen after the wait, which therefore ends.
     let script = "trap 'echo size $(stty size)' WINCH; tty; stty size; \
-                  while :; do read line && [ \"$line\" = end ] && exit 9; done";
+                  while :; do read -t 1 line && [ \"$line\" = end ] && exit 9; done";
     let options = [
         "--detach",
         "--tty",
