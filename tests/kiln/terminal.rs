@@ -114,8 +114,9 @@ pub fn give_terminals(stage: &Stage) {
 
 #[test]
 fn terminal_is_raw_has_the_users_size_and_is_restored() {
+    // A signal just before the shell waits for a line is seen after the wait, which therefore ends.
     let script = "trap 'echo size $(stty size)' WINCH; stty size; echo ready; \
-                  while :; do read line && [ \"$line\" = end ] && exit 9; done";
+                  while :; do read -t 1 line && [ \"$line\" = end ] && exit 9; done";
     let stage = Stage::new(&["sh", "-c", script]);
     give_terminal(&stage);
     let mut user = User::call(stage.run(&[]), size(33, 111));
