@@ -68,6 +68,11 @@ guests! {
     /// CPU takes part. A share needs `rootfs/`, in which it makes a thousand files. What a disk holds
     /// afterwards is undefined.
     HOSTILE = "hostile";
+    /// Has the host raise as many interrupts as it can: all devices, timers and `cpus=N` CPUs at once;
+    /// with the word `endless` until somebody ends it. Says `ok storming` first.
+    STORM = "storm";
+    /// Writes to its console until somebody ends it.
+    BABBLE = "babble";
     /// Switches the machine off with its first instructions.
     SHUTDOWN = "shutdown";
     /// Resets the machine through the keyboard controller with its first instructions.

@@ -1,104 +1,26 @@
 //! A guest that sends every device what is malformed, under real KVM: the process that serves it stays
 //! within its memory, says little, goes on to the guest's end, and disturbs no other.
 
-use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
-use kiln_selftest_guests::{BLOCK, HOSTILE};
-use kiln_vmm::config::{
-    DiskConfig, GuestEnd, NetConfig, RateConfig, ShareConfig, VmmEvent, VsockConfig,
-};
+use kiln_selftest_guests::HOSTILE;
+use kiln_vmm::config::{DiskConfig, NetConfig, RateConfig, ShareConfig, VmmEvent, VsockConfig};
 use kiln_vmm::virtio::vsock::broker::Broker;
 
-use crate::process::{Vmm, file_of, inherited};
+use crate::process::{Vmm, inherited};
 use crate::share::Share;
 use crate::tap::{self, EXPERIMENTAL, Wire};
+use crate::witness::{BASE_KIB, Meter, all_ok, honest_neighbour, said_little};
 
-/// What a process has in memory beside the guest's, at most, in KiB.
-const BASE_KIB: u64 = 16 << 10;
 /// What a connection whose reader is behind holds, at most: `docs/limits.md`.
 const CONNECTION_KIB: u64 = 256;
-/// What a process may log while a guest does its worst, in bytes.
-const LOG: usize = 64 << 10;
-
 /// The host's port, and the guest's.
 const PORT: u32 = 1024;
 const GUEST_PORT: u32 = 4000;
-
-/// Watches the anonymous memory of processes, which the guest's isn't.
-struct Meter {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<u64>,
-}
-
-impl Meter {
-    fn of(pid: u32) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let until = stop.clone();
-        let watch = move || {
-            let mut most = 0;
-            while !until.load(Ordering::Relaxed) {
-                most = most.max(anonymous_kib(pid).unwrap_or(0));
-                thread::sleep(Duration::from_millis(5));
-            }
-            most
-        };
-        Self { stop, thread: thread::spawn(watch) }
-    }
-
-    /// The most that there was, in KiB.
-    fn most(self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("measured")
-    }
-}
-
-fn anonymous_kib(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    line.trim().strip_suffix(" kB")?.parse().ok()
-}
-
-/// Waits for the guest's end; gives what it said, all of it good.
-fn all_ok(vmm: &mut Vmm) -> Vec<String> {
-    let lines: Vec<String> = std::iter::repeat_with(|| vmm.wait_for_line())
-        .take_while(|line| !line.is_empty())
-        .map(|line| line.trim().to_owned())
-        .collect();
-    assert_eq!(vmm.event(), Some(VmmEvent::Ended { how: GuestEnd::Shutdown }), "{lines:#?}");
-    assert!(vmm.wait().success(), "{lines:#?}");
-    let good = |line: &String| line.starts_with("ok ") || line.starts_with("device ");
-    assert!(!lines.is_empty() && lines.iter().all(good), "{lines:#?}");
-    lines
-}
-
-fn said_little(errors: &str) {
-    assert!(!errors.contains("panicked"), "{errors}");
-    assert!(errors.len() < LOG, "{} bytes: {errors}", errors.len());
-}
-
-/// A guest that keeps to the rules, with a disk, again and again until it is told to stop.
-fn honest_neighbour(stop: mpsc::Receiver<()>) -> JoinHandle<u32> {
-    thread::spawn(move || {
-        let mut runs = 0;
-        while stop.try_recv() == Err(mpsc::TryRecvError::Empty) {
-            let numbers: Vec<u8> = (0..1024 * 64u64).flat_map(u64::to_le_bytes).collect();
-            let disk = file_of(&numbers);
-            let mut vmm = Vmm::start_with(BLOCK.image, 1, |machine| {
-                machine.disks.push(DiskConfig { file: inherited(&disk), read_only: false });
-            });
-            assert_eq!(vmm.event(), Some(VmmEvent::Running));
-            all_ok(&mut vmm);
-            runs += 1;
-        }
-        runs
-    })
-}
 
 #[test]
 fn every_device_is_attacked() {
@@ -148,7 +70,8 @@ fn every_device_is_attacked() {
     share.end();
 }
 
-fn vsock(broker: &OwnedFd) -> VsockConfig {
+/// A vsock device with one port of the host.
+pub fn vsock(broker: &OwnedFd) -> VsockConfig {
     VsockConfig { guest_cid: 3, broker: inherited(broker), host_ports: vec![PORT] }
 }
 

@@ -11,6 +11,7 @@
 mod agent;
 mod bundles;
 mod devices;
+mod floods;
 #[path = "../vmm/process.rs"]
 mod process;
 #[allow(dead_code, reason = "these tests use a part of it")]
@@ -22,3 +23,4 @@ mod stage;
 mod step;
 #[path = "../../vmm/tests/tap/mod.rs"]
 mod tap;
+mod witness;

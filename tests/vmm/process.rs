@@ -102,6 +102,11 @@ impl Vmm {
         line
     }
 
+    /// The guest's console, as far as no line of it was waited for.
+    pub fn output(&mut self) -> &mut impl Read {
+        &mut self.output
+    }
+
     /// What it has logged.
     pub fn errors(&self) -> String {
         let mut text = Vec::new();

@@ -87,6 +87,8 @@ impl Raw {
             }
             (*self.0).available_index.store(0, Ordering::SeqCst);
             (*self.0).used_index.store(0, Ordering::SeqCst);
+            (&raw mut (*self.0).available_flags).write_volatile(0);
+            (&raw mut (*self.0).used_event).write_volatile(0);
         }
     }
 
@@ -157,6 +159,19 @@ impl Raw {
     pub fn set_available(self, index: u16) {
         // SAFETY: as above.
         unsafe { (*self.0).available_index.store(index, Ordering::SeqCst) };
+        fence(Ordering::SeqCst);
+    }
+
+    /// Says after which used chain the driver wants to be interrupted (`VIRTIO_F_EVENT_IDX`).
+    pub fn set_used_event(self, index: u16) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.0).used_event).write_volatile(index) };
+    }
+
+    /// Says by bit 0 that the driver wants no interrupts, where that event index isn't agreed on.
+    pub fn set_available_flags(self, flags: u16) {
+        // SAFETY: as above.
+        unsafe { (&raw mut (*self.0).available_flags).write_volatile(flags) };
         fence(Ordering::SeqCst);
     }
 

@@ -17,6 +17,7 @@ const SPURIOUS_VECTOR: u32 = 0xff;
 const ENABLED: u32 = 1 << 8;
 const ASSERT: u32 = 1 << 14;
 const PENDING: u32 = 1 << 12;
+const PERIODIC: u32 = 1 << 17;
 const INIT: u32 = 5 << 8;
 const STARTUP: u32 = 6 << 8;
 
@@ -59,6 +60,13 @@ pub fn start_cpu(id: u8, page: u8) {
 pub fn start_timer(vector: u8, count: u32) {
     write(TIMER_DIVIDE, 0b1011);
     write(TIMER, u32::from(vector));
+    write(TIMER_COUNT, count);
+}
+
+/// Has the timer interrupt this CPU again and again, each `count` ticks of its bus.
+pub fn start_periodic_timer(vector: u8, count: u32) {
+    write(TIMER_DIVIDE, 0b1011);
+    write(TIMER, PERIODIC | u32::from(vector));
     write(TIMER_COUNT, count);
 }
 

@@ -63,6 +63,7 @@ global_asm!(
     ".pushsection .boot, \"ax\"",
     // In: real mode, code segment = page of the trampoline.
     ".code16",
+    ".globl trampoline_start",
     "trampoline_start:",
     "cli",
     "mov ax, cs",
@@ -80,6 +81,7 @@ global_asm!(
     "trampoline_gdt:",
     ".word 63",
     ".long {gdt_low_base}",
+    ".globl trampoline_end",
     "trampoline_end:",
     ".code32",
     ".globl pvh_start",
