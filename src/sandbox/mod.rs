@@ -9,6 +9,7 @@
 //! * [`broker`]: vsock connections, which the device process hands over as descriptors.
 //! * [`stdio`]: copies between vsock streams and the caller's own standard streams.
 //! * [`tail`]: the last lines of what a process or the guest's console wrote, bounded.
+//! * [`transcript`]: all that they write, in the log, bounded likewise.
 //! * [`phases`]: where the time went.
 //! * [`trace`]: the same, for programs that draw it.
 //! * [`client`]: the side of the command that starts a sandbox.
@@ -45,6 +46,7 @@ mod readable;
 mod stdio;
 pub mod tail;
 pub mod trace;
+mod transcript;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;

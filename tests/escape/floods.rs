@@ -1,8 +1,10 @@
 //! A guest that has the host do the same thing as often as it can, for ever: interrupts, notifications
 //! and console output. What it costs is the guest's own time.
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::io::Read;
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,10 +14,12 @@ use kiln_vmm::config::{
     ConsoleKind, DiskConfig, MachineConfig, NetConfig, RateConfig, ShareConfig, VmmEvent,
 };
 use kiln_vmm::virtio::vsock::broker::Broker;
+use serde_json::json;
 
 use crate::devices::vsock;
 use crate::process::{Vmm, inherited};
 use crate::share::Share;
+use crate::stage::{Stage, errors};
 use crate::tap;
 use crate::witness::{BASE_KIB, Meter, all_ok, honest_neighbour, said_little};
 
@@ -137,4 +141,31 @@ fn a_console_that_never_falls_silent_disturbs_nobody() {
         assert!((1..BASE_KIB).contains(&most), "{kind:?}: the vmm had {most} KiB");
         assert_eq!(vmm.errors(), STOPPED, "{kind:?}");
     }
+}
+
+/// A debug log has all that a guest's console says, until that is more than explains anything.
+#[test]
+fn a_guest_does_not_fill_the_log_with_its_console() {
+    const LINES: usize = 30_000;
+    let script = format!(
+        "
+        busybox mknod /tmp/console c 4 64 && yes x | head -n {LINES} > /tmp/console; exit 5"
+    );
+    let stage = Stage::new(&["busybox", "sh", "-c", &script]);
+    stage.edit(|config| {
+        let sets = ["bounding", "effective", "permitted"].map(|set| (set, json!(["CAP_MKNOD"])));
+        config["process"]["capabilities"] = json!(BTreeMap::from(sets));
+        let device = json!({"allow": true, "type": "c", "major": 4, "minor": 64, "access": "rwm"});
+        config["linux"]["resources"] = json!({"devices": [device]});
+    });
+    let log = stage.path().join("log");
+    let mut command = stage.kiln();
+    command.args(["--debug", "--log"]).arg(&log);
+    command.args(["run", "--engine", "emulated", "--bundle"]).arg(stage.bundle()).arg("test");
+    let output = command.stdin(Stdio::null()).output().expect("kiln runs");
+    assert_eq!(output.status.code(), Some(5), "{}", errors(&output));
+    let log = fs::read_to_string(log).expect("a log");
+    assert!(log.contains("writes more than is logged"), "{} lines", log.lines().count());
+    let copied = log.lines().filter(|line| line.contains("role=\"console\"")).count();
+    assert!(copied < LINES, "{copied} lines");
 }

@@ -94,12 +94,12 @@ impl Failure {
             GuestEnd::Shutdown => failure(
                 "it switched itself off",
                 "give it more memory (--memory) if its console speaks of that; the log of `kiln \
-                 --debug --log FILE` has all of its console",
+                 --debug --log FILE` has more of its console",
             ),
             GuestEnd::Reset => failure(
                 "it reset itself",
                 "a guest's kernel does so when it panics: give it more memory (--memory) if its \
-                 console speaks of that; the log of `kiln --debug --log FILE` has all of its console",
+                 console speaks of that; the log of `kiln --debug --log FILE` has more of its console",
             ),
             GuestEnd::TripleFault => failure("triple fault", OF_KERNEL),
             GuestEnd::Broken { reason, registers } => {

@@ -53,6 +53,7 @@ use super::phases::{self, Phase, Timeline};
 use super::stdio::Tokens;
 use super::tail::Tail;
 use super::trace::Trace;
+use super::transcript::Transcript;
 use super::{
     ContainerConfig, Deadlines, FromMonitor, Guest, Mode, MonitorConfig, NamespaceConfig, Occasion,
     Outcome, packet,
@@ -262,6 +263,7 @@ struct Monitor {
     conversation: Conversation,
     console: Tail,
     errors: Vec<(Role, Tail)>,
+    transcript: Transcript,
     new_size: Option<WindowSize>,
     debug: bool,
     /// Output streams that have ended.
@@ -330,6 +332,7 @@ impl Monitor {
             before_pause: Status::Running,
             console: Tail::default(),
             errors: Vec::new(),
+            transcript: Transcript::default(),
             new_size: None,
             debug: config.debug,
             stream_ends: 0,

@@ -280,9 +280,7 @@ impl Monitor {
                 self.errors.push((role, tail));
             }
         }
-        for line in String::from_utf8_lossy(bytes).lines() {
-            tracing::debug!(role = role.name(), "{}", tail::printable(line));
-        }
+        self.transcript.log(role, bytes);
     }
 
     /// What the end of a process means.
