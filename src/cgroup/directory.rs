@@ -143,6 +143,20 @@ impl Directory {
         text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
     }
 
+    /// The most memory in bytes that its processes may have, if its hierarchy limits that.
+    pub fn memory_limit(&self) -> Option<u64> {
+        let file = match &self.kind {
+            Kind::V1(controllers) if controllers.iter().any(|name| name == "memory") => {
+                "memory.limit_in_bytes"
+            }
+            Kind::V1(_) => return None,
+            Kind::V2 => "memory.max",
+        };
+        // Version 2 has a word for none, and version 1 the largest number of pages.
+        let limit = fs::read_to_string(self.path.join(file)).ok()?.trim().parse().ok()?;
+        (limit < 1 << 62).then_some(limit)
+    }
+
     /// Kills every process in it and below it, but the calling one. Processes that can't be killed
     /// show when it is removed.
     pub fn kill(&self) {

@@ -208,6 +208,11 @@ impl Cgroup {
         self.directories.iter().filter_map(Directory::oom_kills).max().unwrap_or(0)
     }
 
+    /// The most memory in bytes that its processes may have, if there is such a limit.
+    pub fn memory_limit(&self) -> Option<u64> {
+        self.directories.iter().find_map(Directory::memory_limit)
+    }
+
     /// Kills what is left in the directories that were made, and removes them.
     ///
     /// # Errors

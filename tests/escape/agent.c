@@ -4,8 +4,8 @@
  *
  * Steps: 's' LENGTH BYTES sends, 'f' LENGTH BYTES sends the same for ever, 'r' reads a frame,
  * 'c' closes the connection, 'n' makes as many further connections as it can, 'p' SECONDS pauses,
- * 'l' loops for ever, 'x' exits. At the end it waits for ever. SECONDS has 1 byte,
- * LENGTH has 4, little-endian. */
+ * 'l' loops for ever, 'm' COUNT starts processes that do, 'x' exits. At the end it waits for ever.
+ * SECONDS and COUNT have 1 byte, LENGTH has 4, little-endian. */
 #define _GNU_SOURCE
 #include <linux/vm_sockets.h>
 #include <stdint.h>
@@ -85,6 +85,12 @@ int main(void)
 		case 'l':
 			for (;;)
 				__asm__ volatile("");
+		case 'm':
+			for (int i = *at++; i > 0; i--)
+				if (fork() == 0)
+					for (;;)
+						__asm__ volatile("");
+			break;
 		case 'x':
 			return 1;
 		case 'n':

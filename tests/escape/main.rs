@@ -12,6 +12,7 @@ mod agent;
 mod bundles;
 mod devices;
 mod floods;
+mod outside;
 #[path = "../vmm/process.rs"]
 mod process;
 #[allow(dead_code, reason = "these tests use a part of it")]

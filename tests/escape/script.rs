@@ -76,6 +76,12 @@ impl Script {
         self
     }
 
+    /// Has so many processes run in circles from here on.
+    pub fn spin_on(mut self, cpus: u8) -> Self {
+        self.0.extend([b'm', cpus]);
+        self
+    }
+
     /// Ends, which the guest's kernel doesn't survive.
     pub fn exit(mut self) -> Self {
         self.0.push(b'x');

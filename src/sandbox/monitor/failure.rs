@@ -3,6 +3,8 @@
 //! What is said of it names the component and the cause, the phase in which it came about, and what
 //! can be done; lines of whatever failed follow.
 
+use std::borrow::Cow;
+
 use anyhow::anyhow;
 use kiln_protocol::FailurePhase;
 use kiln_vmm::config::GuestEnd;
@@ -24,7 +26,7 @@ pub struct Failure {
     /// What else is known, line by line.
     details: Vec<String>,
     /// What can be done; without it that is looked for in what is known.
-    mend: Option<&'static str>,
+    mend: Option<Cow<'static, str>>,
     source: Source,
 }
 
@@ -114,8 +116,8 @@ impl Failure {
     }
 
     /// Says what can be done.
-    pub fn with_mend(self, mend: &'static str) -> Self {
-        Self { mend: Some(mend), ..self }
+    pub fn with_mend(self, mend: impl Into<Cow<'static, str>>) -> Self {
+        Self { mend: Some(mend.into()), ..self }
     }
 
     /// Says what else is known.
@@ -140,7 +142,7 @@ impl Failure {
             }
             Source::Host | Source::Guest => {
                 let known = || mend::of(&text).or_else(|| mend::of(&self.details.join("\n")));
-                let mend = self.mend.or_else(known).unwrap_or(MORE);
+                let mend = self.mend.as_deref().or_else(known).unwrap_or(MORE);
                 let phase = phase.name();
                 mend::extend_first_line(&text, &format!("; last phase reached: {phase}; {mend}"))
             }

@@ -38,8 +38,19 @@ const CAUSE: Duration = Duration::from_secs(2);
 const KILLED: &str = "the host's kernel kills where memory is short (see dmesg, and memory.events of \
                       the sandbox's cgroup): give the guest less memory, or its cgroup more";
 
-const OUT_OF_MEMORY: &str = "the host's kernel killed it for want of memory: give the guest less, or \
-                             more to the cgroup that the container is in and to those above it";
+/// What is said when a process was killed in a cgroup that may have so much memory, in bytes.
+fn out_of_memory(limit: Option<u64>) -> String {
+    let own = limit.map_or_else(String::new, |bytes| {
+        format!(
+            " (of which it may have {} MiB: linux.resources.memory.limit and what a machine takes)",
+            bytes >> 20
+        )
+    });
+    format!(
+        "the host's kernel killed it for want of memory: give the guest less, or more to the cgroup \
+         that the container is in{own} and to those above it"
+    )
+}
 
 /// Signals that end a process that has no use for them.
 const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
@@ -317,7 +328,7 @@ impl Monitor {
                 self.leave_rootfs();
                 match self.record.cgroup.oom_kills() {
                     0 => failure.with_mend(KILLED),
-                    _ => failure.with_mend(OUT_OF_MEMORY),
+                    _ => failure.with_mend(out_of_memory(self.record.cgroup.memory_limit())),
                 }
             }
             _ => failure,
