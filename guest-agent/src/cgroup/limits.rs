@@ -8,7 +8,7 @@
 //!   gets the guest's first so many. `cpu.mems` is for the host, where the guest's memory is.
 //! * `blockIO.throttle*Device` are for the host, whose devices they name: its cgroup has them.
 //! * `memory.swap` and `memory.swappiness` limit something that the guest doesn't have.
-//! * `devices`: see the module on devices of the root file system.
+//! * `devices`: [`super::devices`] has them, and an update leaves them alone.
 //! * What names the host's block or network devices, and what cgroup v2 has no counterpart of, is
 //!   refused.
 //! * A container without a limit on processes gets one all the same, a little below what the guest's

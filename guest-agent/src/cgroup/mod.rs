@@ -5,12 +5,14 @@
 //! cgroup namespace, whether its configuration asks for one or not: the rest of the hierarchy is the
 //! agent's, not a host's.
 
+pub mod devices;
 mod limits;
 mod notices;
 mod statistics;
 
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
@@ -166,6 +168,14 @@ impl Cgroup {
     /// The first that the kernel doesn't take, by field.
     pub fn limit(&self, limits: &Limits) -> Result<(), Failure> {
         limits.write(&self.path)
+    }
+
+    /// Allows the container's processes the devices of its rules, and no others.
+    ///
+    /// # Errors
+    /// As [`devices::Program::attach`].
+    pub fn restrict_devices(&self, rules: &devices::Program) -> io::Result<()> {
+        rules.attach(fs::File::open(&self.path)?.as_fd())
     }
 
     /// Changes the limits that are set in `resources`, all or none of them. `cpus` is the guest's

@@ -48,6 +48,8 @@ pub fn launch(
     cgroup: &Cgroup,
 ) -> Result<Launched, Failure> {
     cgroup.limit(&plan.limits)?;
+    let devices = || "linux.resources.devices";
+    cgroup.restrict_devices(&plan.devices).during(FailurePhase::Cgroups, devices)?;
     let (channel, of_process) = channel()?;
     // SAFETY: the child gets a copy of the whole address space, like a child of fork(2), and never
     // returns from this branch.

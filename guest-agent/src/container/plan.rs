@@ -5,7 +5,7 @@ use oci_spec::runtime::{Linux, Spec};
 
 use super::hooks::Hooks;
 use super::namespaces::Namespaces;
-use crate::cgroup::Limits;
+use crate::cgroup::{Limits, devices};
 use crate::failure::{During, Failure};
 use crate::process::sysctl::{self, Sysctls};
 use crate::process::{ProcessPlan, scheduling};
@@ -24,6 +24,8 @@ pub struct Plan {
     pub process: ProcessPlan,
     /// Control group.
     pub limits: Limits,
+    /// Devices that its processes may use.
+    pub devices: devices::Program,
     /// System calls.
     pub seccomp: Option<Filter>,
     /// Kernel parameters.
@@ -60,10 +62,13 @@ impl Plan {
         }
         let profile = linux.and_then(|linux| linux.seccomp().as_ref());
         let profile = profile.map(Profile::from_spec).transpose()?;
+        let resources = linux.and_then(|linux| linux.resources().as_ref());
+        let device_rules = resources.and_then(|resources| resources.devices().as_ref());
         let sysctls = linux.and_then(|linux| linux.sysctl().as_ref());
         Ok(Self {
             rootfs: RootfsPlan::from_spec(&spec, create, &process.cwd, process.terminal)?,
-            limits: Limits::from_spec(linux.and_then(|linux| linux.resources().as_ref()), cpus)?,
+            limits: Limits::from_spec(resources, cpus)?,
+            devices: devices::compile(device_rules.map_or(&[][..], Vec::as_slice))?,
             seccomp: profile.as_ref().map(seccomp::compile).transpose()?,
             sysctls: sysctl::from_spec(sysctls.into_iter().flatten())?,
             namespaces,

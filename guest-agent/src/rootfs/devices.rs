@@ -4,11 +4,7 @@
 //! that containers are to have. A container whose `/dev` takes device nodes gets nodes of its own; one
 //! in a user namespace cannot make any, and gets bind mounts of the store's.
 //!
-//! # `linux.resources.devices`
-//! The list of device numbers that a container may use has no cgroup controller behind it here.
-//! What stands for it is that the guest has no device of the host's at all: the numbers name the
-//! guest's own drivers, in a machine that holds this sandbox only. A step without `CAP_MKNOD` reaches
-//! the nodes listed in its configuration; with it, what the guest has.
+//! A node alone gives nothing: [`crate::cgroup::devices`] decides which may be opened.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

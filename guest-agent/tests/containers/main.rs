@@ -8,6 +8,7 @@
 )]
 
 mod controlled;
+mod devices;
 mod exec;
 mod guest;
 mod hooks;
