@@ -28,8 +28,8 @@ pub struct Given {
     /// counts
     #[arg(long, value_name = "TIME")]
     pub deadline: Option<Span>,
-    /// End the step once it has written more than this to standard output and error together, as in
-    /// 64M
+    /// End the step once it, and what is executed beside it, has written more than this to standard
+    /// output and error together, as in 64M
     #[arg(long, value_name = "BYTES")]
     pub output_limit: Option<Bytes>,
     /// Let the step add no more than this to its root file system and shared directories

@@ -107,7 +107,10 @@ pub enum Reply {
     /// To who watches: processes were killed for want of memory.
     OomKilled,
     /// Of an exec: its streams come with this.
-    Streams,
+    Streams {
+        /// Behind them comes the [`Budget`](super::budget::Budget) that they count against.
+        limited: bool,
+    },
     /// Of an exec: its program runs.
     Started,
     /// Of an exec: its program has ended. Output may still come.

@@ -8,6 +8,7 @@
 //! * [`deadline`]: limits on time that hold still when everything does.
 //! * [`broker`]: vsock connections, which the device process hands over as descriptors.
 //! * [`stdio`]: copies between vsock streams and the caller's own standard streams.
+//! * [`budget`]: how much a container may write there, by all who copy it.
 //! * [`tail`]: the last lines of what a process or the guest's console wrote, bounded.
 //! * [`transcript`]: all that they write, in the log, bounded likewise.
 //! * [`phases`]: where the time went.
@@ -28,6 +29,7 @@
 //! directory for `delete`.
 
 mod broker;
+mod budget;
 pub mod client;
 pub mod control;
 mod conversation;
@@ -289,6 +291,8 @@ pub enum FromCommand {
     Resize(WindowSize),
     /// What [`Occasion::Made`] calls for is done.
     Proceed,
+    /// From a process that stands for an exec: more was written than the container may write.
+    OutputExceeded,
 }
 
 /// When hooks of the host run, which the command does: it is in the caller's namespaces.

@@ -18,7 +18,7 @@ use super::readable;
 pub const MAX_PACKET: usize = 64 << 10;
 
 /// The most descriptors that come with a message; one with more is an error.
-pub const MAX_DESCRIPTORS: usize = 3;
+pub const MAX_DESCRIPTORS: usize = 4;
 
 /// The most that the kernel sends with a message (`SCM_MAX_FD`): so many are received, and closed if
 /// they are too many.

@@ -26,6 +26,7 @@ use serde_json::value::RawValue;
 use tokio::sync::mpsc::Receiver;
 use tokio::task::LocalSet;
 
+use super::budget::Budget;
 use super::control::{EXEC_REFUSED, Exec, Reply, Request};
 use super::deadline::Deadline;
 use super::events::{self, Event, second, watched_signals};
@@ -37,6 +38,9 @@ use crate::place;
 use crate::process::write_pid;
 use crate::state::Monitor;
 use crate::terminal;
+
+/// The status of a program that was killed.
+const KILLED: u8 = 128 + 9;
 
 /// What a proxy is told.
 #[derive(Debug, Serialize, Deserialize)]
@@ -115,6 +119,10 @@ struct Proxy {
     events: Receiver<Event>,
     sources: events::Sources,
     activity: Arc<Activity>,
+    /// What its program's output counts against, if that is limited.
+    budget: Option<Arc<Budget>>,
+    /// Its program's output was too much.
+    exceeded: bool,
     /// Output streams that have not ended.
     outputs: usize,
 }
@@ -139,7 +147,8 @@ impl Proxy {
         sources.watch_signals(signals, config.detached)?;
         sources.watch_monitor(second(&monitor)?)?;
         let (command, activity) = (Some(command), Arc::default());
-        Ok(Self { config, monitor, command, events, sources, activity, outputs: 0 })
+        let (budget, exceeded, outputs) = (None, false, 0);
+        Ok(Self { config, monitor, command, events, sources, activity, budget, exceeded, outputs })
     }
 
     /// Has the program executed and waits for its end; gives the status to exit with.
@@ -147,15 +156,14 @@ impl Proxy {
         self.ask().map_err(failed)?;
         loop {
             match self.next().await? {
-                Step::Replied(Reply::Streams, streams) => {
-                    let relayed = Streams::from_descriptors(streams)
-                        .and_then(|streams| streams.relay(&self.activity, &self.sources.sender()));
+                Step::Replied(Reply::Streams { limited }, descriptors) => {
+                    let relayed = self.relay(descriptors, limited);
                     self.outputs += relayed.context("standard streams").map_err(failed)?;
                 }
                 Step::Replied(Reply::Started, _) => self.announce().map_err(failed)?,
                 Step::Replied(Reply::Ended(status), _) => {
                     self.drain().await?;
-                    return Ok(status.in_shell());
+                    return self.status(status.in_shell());
                 }
                 Step::Replied(Reply::Failed { message, exit_code }, _) => {
                     return Err(Outcome { exit_code, error: Some(message), notice: None });
@@ -164,10 +172,30 @@ impl Proxy {
                     return Err(failed(anyhow!("the monitor answers with {reply:?}")));
                 }
                 // Nothing of the guest has outlived it, or is to.
-                Step::MonitorGone | Step::CommandGone => return Ok(128 + 9),
+                Step::MonitorGone | Step::CommandGone => return self.status(KILLED),
                 Step::StreamEnded => self.outputs = self.outputs.saturating_sub(1),
             }
         }
+    }
+
+    /// The status to exit with, unless the container's output limit has ended the program.
+    fn status(&self, status: u8) -> Result<u8, Outcome> {
+        match &self.budget {
+            Some(budget) if self.exceeded || status == KILLED && budget.is_exceeded() => {
+                Err(Outcome { exit_code: KILLED, error: Some(budget.reason()), notice: None })
+            }
+            _ => Ok(status),
+        }
+    }
+
+    /// Begins to copy the program's streams. Gives the number of those out of the guest.
+    fn relay(&mut self, mut descriptors: Vec<OwnedFd>, limited: bool) -> io::Result<usize> {
+        if limited {
+            let shared = descriptors.pop().ok_or(io::ErrorKind::InvalidData)?;
+            self.budget = Some(Arc::new(Budget::join(shared)?));
+            self.activity = Arc::new(Activity::limited(self.budget.clone()));
+        }
+        Streams::from_descriptors(descriptors)?.relay(&self.activity, &self.sources.sender())
     }
 
     fn ask(&self) -> anyhow::Result<()> {
@@ -235,6 +263,10 @@ impl Proxy {
                 }
                 Event::CommandGone if self.command.is_some() => return Ok(Step::CommandGone),
                 Event::StreamEnded => return Ok(Step::StreamEnded),
+                Event::OutputExceeded => {
+                    self.exceeded = true;
+                    self.pass_on(FromCommand::OutputExceeded);
+                }
                 Event::Command(message) => self.pass_on(message),
                 Event::Signal(libc::SIGWINCH) => {
                     if let Some(size) = terminal::size(io::stdin().as_fd()) {

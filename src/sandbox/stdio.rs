@@ -22,6 +22,7 @@ use kiln_protocol::{STREAM_PORT, Stdio, StreamHeader, StreamToken, WindowSize};
 use tokio::sync::mpsc::Sender;
 
 use super::broker::Broker;
+use super::budget::Budget;
 use super::events::Event;
 
 /// What is moved at once: as much as a vsock packet holds, several times.
@@ -31,10 +32,8 @@ const BUFFER: usize = 256 << 10;
 /// may carry.
 #[derive(Debug, Default)]
 pub struct Activity {
-    /// The most bytes, if there is a limit.
-    limit: Option<u64>,
-    /// Bytes from the guest so far.
-    bytes: AtomicU64,
+    /// What they count against, if there is a limit.
+    budget: Option<Arc<Budget>>,
     /// Reads from the guest so far.
     reads: AtomicU64,
     /// Streams that wait for the caller's reader.
@@ -42,17 +41,14 @@ pub struct Activity {
 }
 
 impl Activity {
-    /// Streams that carry at most this many bytes together.
-    pub fn limited(limit: Option<u64>) -> Self {
-        Self { limit, ..Self::default() }
+    /// Streams that count against this.
+    pub fn limited(budget: Option<Arc<Budget>>) -> Self {
+        Self { budget, ..Self::default() }
     }
 
     /// Counts bytes from the guest; gives how many of them are within the limit.
     fn admit(&self, length: usize) -> usize {
-        let Some(limit) = self.limit else { return length };
-        // Each stream adds at most one buffer after the limit is reached.
-        let before = self.bytes.fetch_add(length as u64, Ordering::Relaxed);
-        usize::try_from(limit.saturating_sub(before)).unwrap_or(usize::MAX).min(length)
+        self.budget.as_ref().map_or(length, |budget| budget.admit(length))
     }
 
     /// Reads from the guest so far, or `None` while the caller's reader is waited for: then the
@@ -327,11 +323,15 @@ mod tests {
 
     #[test]
     fn streams_share_a_limit_and_what_is_within_arrives() {
-        let activity = Activity::limited(Some(10));
+        let limited = |limit: &str| {
+            let budget = Budget::new(limit.parse().expect("bytes")).expect("a budget");
+            Activity::limited(Some(Arc::new(budget)))
+        };
+        let activity = limited("10");
         assert_eq!(copied(b"123456", &activity), (b"123456".to_vec(), CopyEnd::Ended));
         assert_eq!(copied(b"7890", &activity), (b"7890".to_vec(), CopyEnd::Ended));
         assert_eq!(copied(b"x", &activity), (Vec::new(), CopyEnd::Exceeded));
-        let activity = Activity::limited(Some(3));
+        let activity = limited("3");
         assert_eq!(copied(b"12345", &activity), (b"123".to_vec(), CopyEnd::Exceeded));
     }
 

@@ -113,10 +113,16 @@ impl Monitor {
         }
         self.conversation.executing(id);
         let connected = self.broker.as_ref().context("the guest is not connected");
-        let streams = connected.and_then(|broker| Ok(Streams::connect(broker, &stdio)?));
+        let streams = connected.and_then(|broker| {
+            let budget = self.budget.as_ref().map(|budget| budget.share()).transpose()?;
+            Ok((Streams::connect(broker, &stdio)?, budget))
+        });
+        let limited = self.budget.is_some();
         let proxy = match streams.context("standard streams") {
-            Ok(streams) => {
-                proxy.answer_with(&Reply::Streams, &streams.into_descriptors());
+            Ok((streams, budget)) => {
+                let mut descriptors = streams.into_descriptors();
+                descriptors.extend(budget);
+                proxy.answer_with(&Reply::Streams { limited }, &descriptors);
                 Some(proxy)
             }
             // What the agent begins with no streams is ended as if its proxy had gone.
@@ -211,6 +217,9 @@ impl Monitor {
 
     /// What a proxy has for its process.
     pub(super) fn tell_exec(&mut self, id: ExecId, message: FromCommand) -> Result<(), Failure> {
+        if message == FromCommand::OutputExceeded {
+            return self.output_exceeded();
+        }
         let over = |exec: &Exec| exec.process == Process::Over;
         if self.execs.all.get(&id).is_none_or(over) {
             return Ok(());
@@ -220,7 +229,7 @@ impl Monitor {
             FromCommand::Signal(signal) if (1..=64).contains(&signal) => {
                 self.tell(&ToAgent::Signal { container, exec, signal, all: false })
             }
-            FromCommand::Signal(_) | FromCommand::Proceed => Ok(()),
+            FromCommand::Signal(_) | FromCommand::Proceed | FromCommand::OutputExceeded => Ok(()),
             FromCommand::Resize(size) => self.tell(&ToAgent::Resize { container, exec, size }),
         }
     }

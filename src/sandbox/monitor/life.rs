@@ -46,7 +46,7 @@ impl Monitor {
             Descriptors::Sandbox(monitor) => self.join_pod(monitor).await?,
         };
         self.timeline.enter(Phase::Create);
-        let activity = Arc::new(Activity::limited(self.container.step.output.map(u64::from)));
+        let activity = Arc::new(Activity::limited(self.budget.clone()));
         let outputs = self.create(&broker, files, &activity).await?;
         self.record.cgroup.apply(&self.limits.cpu_time)?;
         self.note(Status::Created)?;

@@ -28,6 +28,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -45,6 +46,7 @@ use self::memory::{OOM_KILLED, Watchers};
 use self::overrun::Overrun;
 use self::questions::Questions;
 use super::broker::Broker;
+use super::budget::Budget;
 use super::control::{self, Asker, Reply};
 use super::conversation::{Conversation, Progress};
 use super::events::{self, Event, Sources, watched_signals};
@@ -261,6 +263,8 @@ struct Monitor {
     /// What a paused container was before.
     before_pause: Status,
     conversation: Conversation,
+    /// What the container and its execs may write, if that is limited.
+    budget: Option<Arc<Budget>>,
     console: Tail,
     errors: Vec<(Role, Tail)>,
     transcript: Transcript,
@@ -297,6 +301,8 @@ impl Monitor {
         for own in [OOM_KILLED, REACHED] {
             record.annotations.remove(own);
         }
+        let budget = config.container.step.output.map(Budget::new).transpose();
+        let budget = budget.context("output limit")?.map(Arc::new);
         let began = Duration::from_nanos(config.started_ns);
         let timeline = Timeline::begin(began, trace, &config.container.id);
         Ok(Self {
@@ -330,6 +336,7 @@ impl Monitor {
             overrun: Overrun::default(),
             members: Members::default(),
             before_pause: Status::Running,
+            budget,
             console: Tail::default(),
             errors: Vec::new(),
             transcript: Transcript::default(),

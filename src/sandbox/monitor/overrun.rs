@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::Monitor;
 use super::failure::Failure;
 use crate::limits::{Bytes, REACHED, Span};
-use crate::sandbox::Guest;
+use crate::sandbox::{Guest, budget};
 
 /// What the guest has to end a step that was killed.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -57,19 +57,15 @@ impl Limit {
     }
 
     fn failure(self) -> Failure {
-        let name = self.name();
-        let mend = format!("if it needs more, raise --{name} (io.kiln.{name})");
         let (exit_code, message) = match self {
             Self::Deadline(deadline) => (
                 TIME_OVER,
-                format!("the step's deadline of {deadline} has passed, and it was ended: {mend}"),
-            ),
-            Self::Output(limit) => (
-                KILLED,
                 format!(
-                    "the step wrote more than its output limit of {limit}, and it was ended: {mend}"
+                    "the step's deadline of {deadline} has passed, and it was ended: if it needs \
+                     more, raise --deadline (io.kiln.deadline)"
                 ),
             ),
+            Self::Output(limit) => (KILLED, budget::exceeded(limit)),
         };
         Failure::exceeded(message, exit_code)
     }

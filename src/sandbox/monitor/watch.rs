@@ -117,6 +117,8 @@ impl Monitor {
             }
             Event::Command(FromCommand::Resize(size)) => self.resize(size)?,
             Event::Command(FromCommand::Proceed) => return Ok(Some(Step::HooksRan)),
+            // Its streams are copied here.
+            Event::Command(FromCommand::OutputExceeded) => {}
             Event::CommandGone if self.command.is_none() => {}
             Event::CommandGone => {
                 self.orphaned = true;

@@ -5,4 +5,5 @@ mod files;
 mod given_back;
 mod memory_and_processes;
 mod output;
+mod output_of_execs;
 mod time;
