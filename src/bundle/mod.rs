@@ -148,9 +148,9 @@ impl Bundle {
         refusals::check(&spec, &raw)?;
         let (rootfs, rootfs_read_only) = find_rootfs(&dir, &spec)?;
         let binds = binds::find(&dir, &spec)?;
-        let namespaces = namespaces::find(&spec)?;
-        let hooks = hooks::find(&spec)?;
         let pod = pod::find(&spec)?;
+        let namespaces = namespaces::find(&spec, pod.as_ref())?;
+        let hooks = hooks::find(&spec)?;
         Ok(Self { dir, config, spec, rootfs, rootfs_read_only, binds, namespaces, hooks, pod })
     }
 

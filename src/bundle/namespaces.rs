@@ -7,7 +7,8 @@
 //! name a namespace of its field's type. These are refused, since no guest could honour them:
 //!
 //! * a path of a user, time or mount namespace;
-//! * a path of the network namespace that kiln itself is in, whose interfaces the guest would take;
+//! * a path of the network namespace that kiln itself is in, whose interfaces the guest would take; but
+//!   for a container of a pod, which takes none, and whose sandbox may have the host's network;
 //! * a path of a PID namespace other than kiln's own, whose processes a guest cannot see. That of
 //!   another container of kiln's is kiln's own.
 
@@ -22,6 +23,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde::{Deserialize, Serialize};
 
 use super::BundleError;
+use super::pod::Part;
 
 /// `NSFS_MAGIC` of linux/magic.h.
 const NSFS_MAGIC: FsType = FsType(0x6e73_6673);
@@ -77,11 +79,12 @@ pub struct Namespace {
     pub existing: Option<OwnedFd>,
 }
 
-/// Finds the namespaces, and opens those that exist.
+/// Finds the namespaces, and opens those that exist. `part` is the container's in a pod.
 ///
 /// # Errors
 /// One given twice, a path that names no namespace of its type, or one that can't be honoured.
-pub fn find(spec: &Spec) -> Result<Vec<Namespace>, BundleError> {
+pub fn find(spec: &Spec, part: Option<&Part>) -> Result<Vec<Namespace>, BundleError> {
+    let takes_interfaces = !matches!(part, Some(Part::Container { .. }));
     let all =
         spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten();
     let mut seen = Vec::new();
@@ -96,7 +99,7 @@ pub fn find(spec: &Spec) -> Result<Vec<Namespace>, BundleError> {
         let path = namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty());
         let existing = match path {
             Some(path) => {
-                let opened = open(kind, path);
+                let opened = open(kind, path, takes_interfaces);
                 Some(opened.map_err(|reason| BundleError::field(field + ".path", reason))?)
             }
             None => None,
@@ -130,7 +133,7 @@ fn joinable(kind: LinuxNamespaceType) -> Option<CloneFlags> {
 }
 
 /// Opens a namespace; the error is the reason for which it is refused.
-fn open(kind: LinuxNamespaceType, path: &Path) -> Result<OwnedFd, String> {
+fn open(kind: LinuxNamespaceType, path: &Path, takes_interfaces: bool) -> Result<OwnedFd, String> {
     let shown = path.display();
     let Some(flag) = joinable(kind) else {
         return Err(format!(
@@ -151,7 +154,7 @@ fn open(kind: LinuxNamespaceType, path: &Path) -> Result<OwnedFd, String> {
     if found.ok().map(CloneFlags::from_bits_retain) != Some(flag) {
         return Err(format!("{shown} is a namespace of another type than {kind}"));
     }
-    if kind == LinuxNamespaceType::Network && is_own(&file, "net") {
+    if kind == LinuxNamespaceType::Network && takes_interfaces && is_own(&file, "net") {
         return Err(format!(
             "{shown} is the network namespace that kiln itself is in, whose interfaces a guest would \
              take away: give the container one of its own"
@@ -178,7 +181,7 @@ mod tests {
 
     fn find_in(namespaces: Value) -> Result<Vec<Namespace>, BundleError> {
         let spec = json!({"ociVersion": "1.0.2", "linux": {"namespaces": namespaces}});
-        find(&serde_json::from_value(spec).expect("spec"))
+        find(&serde_json::from_value(spec).expect("spec"), None)
     }
 
     fn refusal(namespaces: Value) -> String {
@@ -236,6 +239,12 @@ mod tests {
         }
         let error = refusal(json!([{"type": "network", "path": "/proc/self/ns/net"}]));
         assert!(error.contains("kiln itself"), "{error}");
+        let own = json!({"linux": {"namespaces": [{"type": "network", "path": "/proc/self/ns/net"}]},
+            "ociVersion": "1.0.2"});
+        let part = Part::Container { sandbox: "pod".to_owned(), annotation: "" };
+        let own = serde_json::from_value(own).expect("spec");
+        assert_eq!(find(&own, Some(&part)).expect("its sandbox's").len(), 1);
+        assert!(find(&own, Some(&Part::Sandbox)).is_err());
         let error = refusal(json!([{"type": "ipc"}, {"type": "ipc"}]));
         assert!(error.starts_with("linux.namespaces[1]: ") && error.contains("twice"), "{error}");
     }

@@ -88,6 +88,13 @@ pub fn find(spec: &Spec) -> Result<Option<Part>, BundleError> {
     Ok(None)
 }
 
+/// Whether a container is the sandbox of a pod whose other containers have machines of their own. The
+/// pod's network is for those.
+pub fn leaves_network(spec: &Spec) -> bool {
+    annotation(spec, MACHINE) == Some("container")
+        && CALLERS.iter().any(|(kind, _)| annotation(spec, kind) == Some("sandbox"))
+}
+
 fn check_namespaces(spec: &Spec) -> Result<(), BundleError> {
     use oci_spec::runtime::LinuxNamespaceType::{Pid, User};
 
@@ -149,7 +156,11 @@ mod tests {
             let expected = Part::Container { sandbox: "abc".to_owned(), annotation: sandbox };
             assert_eq!(part, Some(expected));
             let own = json!({kind: "container", sandbox: "abc", MACHINE: "container"});
-            assert_eq!(find(&spec(own)).expect("fine"), None);
+            assert_eq!(find(&spec(own.clone())).expect("fine"), None);
+            assert!(
+                !leaves_network(&spec(own)) && !leaves_network(&spec(json!({kind: "sandbox"})))
+            );
+            assert!(leaves_network(&spec(json!({kind: "sandbox", MACHINE: "container"}))));
         }
         assert_eq!(find(&spec(json!({"other": "container"}))).expect("fine"), None);
     }

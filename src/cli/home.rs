@@ -12,7 +12,7 @@ use kiln_vmm::config::{FileLimits, RateConfig};
 use super::Global;
 use super::launch::Options;
 use crate::artefacts::Artefacts;
-use crate::bundle::pod::Part;
+use crate::bundle::pod::{self, Part};
 use crate::bundle::{Bundle, Host, NamespaceKind, Size};
 use crate::engine;
 use crate::limits;
@@ -34,6 +34,7 @@ pub struct Own {
     engine: Engine,
     size: Size,
     files: FileLimits,
+    takes_interfaces: bool,
     network: RateConfig,
     kernel: File,
     agent: File,
@@ -82,6 +83,7 @@ impl Home {
             engine: choice.engine,
             size,
             files: limits.files,
+            takes_interfaces: !pod::leaves_network(&bundle.spec),
             network: limits.network,
             kernel,
             agent,
@@ -106,6 +108,7 @@ impl Home {
                 kernel: launch.give(own.kernel),
                 agent: launch.give(own.agent),
                 files: own.files,
+                takes_interfaces: own.takes_interfaces,
                 network: own.network,
                 kernel_args: settings.kernel_args.clone(),
                 qemu: settings.qemu.clone(),

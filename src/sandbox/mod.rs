@@ -222,6 +222,14 @@ impl Guest {
         }
     }
 
+    /// Whether the container has the interfaces of its network namespace. A pod's are its sandbox's.
+    pub fn takes_interfaces(&self) -> bool {
+        match self {
+            Self::Own(guest) => guest.takes_interfaces,
+            Self::Pod(_) => false,
+        }
+    }
+
     /// The id of the pod's sandbox, if that is another.
     pub fn sandbox(&self) -> &str {
         match self {
@@ -261,6 +269,8 @@ pub struct GuestConfig {
     pub agent: InheritedFd,
     /// What it may do with the files that it shares.
     pub files: FileLimits,
+    /// It gets the interfaces of its network namespace.
+    pub takes_interfaces: bool,
     /// What each of its network devices may pass, each way.
     pub network: RateConfig,
     /// Words appended to the kernel's command line.

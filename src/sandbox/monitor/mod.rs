@@ -138,7 +138,8 @@ unsafe fn stand_for_sandbox(
         let mut monitor = Monitor::new(config, state, Rc::clone(command), origin, trace)?;
         monitor.timeline.passed("cgroup and namespaces", begun);
         let inside = network::Namespace::here().context("/proc/self/ns/net")?;
-        monitor.record.network = (inside != outside).then_some(inside);
+        let takes = inside != outside && monitor.guest.takes_interfaces();
+        monitor.record.network = takes.then_some(inside);
         let result = match placed {
             Ok(()) => monitor.live(descriptors).await,
             Err(error) => Err(error.into()),
