@@ -14,6 +14,9 @@ use crate::stage::Stage;
 /// The image's name in every store.
 pub const NAME: &str = "localhost/kiln-test:latest";
 
+/// The name of an image that waits: a pod's sandbox.
+pub const PAUSE: &str = "localhost/kiln-pause:latest";
+
 /// Files of the machine, of the packages `dash` and `libc6`: a dynamically linked program.
 const SHELL: [&str; 3] =
     ["/bin/dash", "/lib64/ld-linux-x86-64.so.2", "/lib/x86_64-linux-gnu/libc.so.6"];
@@ -30,9 +33,18 @@ pub struct Image {
 impl Image {
     /// Makes the image.
     pub fn new(stage: &Stage) -> Self {
+        Self::make(stage, &[(NAME, &["sh"])])
+    }
+
+    /// Makes the image, and of the same files that of a pod's sandbox.
+    pub fn for_pods(stage: &Stage) -> Self {
+        Self::make(stage, &[(NAME, &["sh"]), (PAUSE, &["sleep", "1000000"])])
+    }
+
+    fn make(stage: &Stage, named: &[(&str, &[&str])]) -> Self {
         let image = Self { folder: stage.path("image"), layout: stage.path("image/layout") };
         fs::create_dir_all(image.layout.join("blobs/sha256")).expect("directory");
-        image.fill_layout();
+        image.fill_layout(named);
         image
     }
 
@@ -48,17 +60,28 @@ impl Image {
         archive.display().to_string()
     }
 
-    fn fill_layout(&self) {
+    fn fill_layout(&self, named: &[(&str, &[&str])]) {
         let rootfs = self.folder.join("rootfs");
         fill_rootfs(&rootfs);
         let layer = self.folder.join("layer.tar");
         pack(&rootfs, &layer);
         let layer =
             self.add("application/vnd.oci.image.layer.v1.tar", fs::read(layer).expect("layer"));
+        let manifests: Vec<Value> =
+            named.iter().map(|(name, command)| self.add_manifest(name, command, &layer)).collect();
+        let index = json!({"schemaVersion": 2, "manifests": manifests});
+        let version = json!({"imageLayoutVersion": "1.0.0"});
+        for (name, content) in [("index.json", index), ("oci-layout", version)] {
+            fs::write(self.layout.join(name), content.to_string()).expect("layout");
+        }
+    }
+
+    /// Adds an image of one layer that runs a command; gives its descriptor.
+    fn add_manifest(&self, name: &str, command: &[&str], layer: &Value) -> Value {
         let config = json!({
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Env": ["PATH=/usr/bin:/bin"], "Cmd": ["sh"]},
+            "config": {"Env": ["PATH=/usr/bin:/bin"], "Cmd": command},
             "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
             "history": [{"created_by": "the machine's packages"}],
         });
@@ -69,14 +92,10 @@ impl Image {
         });
         let mut manifest = self.add_json(kind, &manifest);
         manifest["annotations"] = json!({
-            "org.opencontainers.image.ref.name": NAME,
-            "io.containerd.image.name": NAME,
+            "org.opencontainers.image.ref.name": name,
+            "io.containerd.image.name": name,
         });
-        let index = json!({"schemaVersion": 2, "manifests": [manifest]});
-        let version = json!({"imageLayoutVersion": "1.0.0"});
-        for (name, content) in [("index.json", index), ("oci-layout", version)] {
-            fs::write(self.layout.join(name), content.to_string()).expect("layout");
-        }
+        manifest
     }
 
     /// Adds a blob; gives its descriptor.

@@ -5,8 +5,8 @@
 //! [`image`] that is made of the machine's packages; and looks at what users would see. The stage
 //! and everything on it end with the test.
 //!
-//! Needs root, QEMU, podman, buildah and containerd (`setup/install`), and the guest's kernel and
-//! agent in the folder that `KILN_LIB_DIR` names, or in `out/lib/kiln`.
+//! Needs root, QEMU, the engines and the plugins of pods' networks (`setup/install`), and the guest's
+//! kernel and agent in the folder that `KILN_LIB_DIR` names, or in `out/lib/kiln`.
 
 // What fails here is the test.
 #![allow(clippy::expect_used)]
@@ -14,6 +14,7 @@
 mod buildah;
 mod buildkit;
 mod containerd;
+mod cri;
 mod docker;
 mod image;
 mod podman;

@@ -48,7 +48,7 @@ exit "$?"
 "#;
 
 /// How long a command may take on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs a test on a stage of its own. `test` must be a closure that stands in the test's function.
 pub fn on_stage<T: Fn(&Stage)>(test: T) {
@@ -93,7 +93,7 @@ impl Drop for Tenancy {
             return;
         }
         for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            for engine in ["libpod_parent", "docker", "default", "buildkit"] {
+            for engine in ["libpod_parent", "docker", "default", "buildkit", "kiln-pods"] {
                 remove_empty(&hierarchy.path().join(engine));
             }
         }
@@ -241,7 +241,7 @@ pub fn install(path: &str) {
 }
 
 /// The block of `docs/install.md` below the line that ends with the file's path in backquotes.
-fn documented(path: &str) -> &'static str {
+pub fn documented(path: &str) -> &'static str {
     let block = INSTALL.split_once(&format!("`{path}`:\n```")).and_then(|(_, rest)| {
         let (_language, rest) = rest.split_once('\n')?;
         Some(rest.split_once("\n```")?.0)

@@ -1,0 +1,8 @@
+//! Pods by containerd's CRI plugin, called as a kubelet calls it.
+
+mod client;
+mod containers;
+mod messages;
+mod node;
+mod pods;
+mod security;
