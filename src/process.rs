@@ -5,6 +5,9 @@
 //! configuration that names them. Everything else is closed on exec. The process is in a process
 //! group of its own, so that signals of the caller's terminal don't reach it; the kernel kills it
 //! when the thread that started it ends; and dropping the [`Process`] kills and reaps it.
+//!
+//! A process that reads what a guest wrote is [alone](Launch::alone): as far as it can name processes,
+//! there are no others.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -15,6 +18,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use kiln_vmm::config::InheritedFd;
+use kiln_vmm::jail::namespaces;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::Serialize;
 
@@ -31,6 +35,7 @@ pub struct Launch {
     command: Command,
     given: Vec<OwnedFd>,
     outlives_starter: bool,
+    alone: bool,
 }
 
 impl Launch {
@@ -82,7 +87,7 @@ impl Launch {
     pub fn program(path: impl AsRef<OsStr>) -> Self {
         let mut command = Command::new(path);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Self { command, given: Vec::new(), outlives_starter: false }
+        Self { command, given: Vec::new(), outlives_starter: false, alone: false }
     }
 
     /// Appends arguments.
@@ -104,6 +109,13 @@ impl Launch {
         variables: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> &mut Self {
         self.command.env_clear().envs(variables);
+        self
+    }
+
+    /// Gives the process a pid namespace of its own, if this one may make any: that takes
+    /// `CAP_SYS_ADMIN`.
+    pub fn alone(&mut self) -> &mut Self {
+        self.alone = may_make_namespaces();
         self
     }
 
@@ -157,7 +169,7 @@ impl Launch {
         mut prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
     ) -> io::Result<Process> {
         let numbers: Vec<RawFd> = self.given.iter().map(AsRawFd::as_raw_fd).collect();
-        let starter = std::process::id();
+        let starter = pidfd_of(std::process::id())?;
         let outlives_starter = self.outlives_starter;
         if !outlives_starter {
             self.command.process_group(0);
@@ -173,8 +185,11 @@ impl Launch {
             }
             // SAFETY: plain numbers.
             checked(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) })?;
-            // SAFETY: no arguments.
-            if unsafe { libc::getppid() }.cast_unsigned() != starter {
+            // `getppid` can't tell: in a pid namespace of its own a process has parent 0.
+            let mut ended =
+                libc::pollfd { fd: starter.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: the array has one element.
+            if checked(unsafe { libc::poll(&raw mut ended, 1, 0) })? != 0 {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
             Ok(())
@@ -182,13 +197,31 @@ impl Launch {
         // SAFETY: between fork and exec of a process that may have threads only system calls are
         // made; `prepare` is one of this crate's and keeps to that too.
         unsafe { self.command.pre_exec(before_exec) };
-        let child = self.command.spawn()?;
+        let child = match self.alone {
+            true => namespaces::with_pid_namespace(|| self.command.spawn())?,
+            false => self.command.spawn()?,
+        };
         Process::new(child)
     }
 }
 
-fn checked(result: libc::c_int) -> io::Result<()> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn may_make_namespaces() -> bool {
+    capctl::CapState::get_current().is_ok_and(|state| state.effective.has(capctl::Cap::SYS_ADMIN))
+}
+
+/// A descriptor of a process that isn't reaped.
+fn pidfd_of(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: plain numbers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made the descriptor, for nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
 /// Writes this process's id so that a reader sees all of it or nothing.
@@ -226,15 +259,9 @@ pub struct Process {
 
 impl Process {
     fn new(mut child: Child) -> io::Result<Self> {
-        // SAFETY: plain numbers; the child isn't reaped, so the pid is its own.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id(), 0) };
-        if fd < 0 {
-            let error = io::Error::last_os_error();
+        let pidfd = pidfd_of(child.id()).inspect_err(|_| {
             let _ = child.kill().and_then(|()| child.wait());
-            return Err(error);
-        }
-        // SAFETY: the kernel has just made the descriptor, for nobody else.
-        let pidfd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        })?;
         Ok(Self { child, pidfd, released: false })
     }
 

@@ -107,7 +107,7 @@ fn run_guest(kvm: &File, guest: Guest) -> Result<(String, GuestEnd), ProbeError>
     let mut launch = prepare(kvm, guest, their_control, their_console.into())?;
     let mut errors = memory_file("kiln-self-test-errors").map_err(host("memory file"))?;
     let their_errors = errors.try_clone().map_err(host("memory file"))?;
-    launch.stdio(Stdio::null(), Stdio::null(), their_errors.into());
+    launch.stdio(Stdio::null(), Stdio::null(), their_errors.into()).alone();
     let mut process = launch.spawn().map_err(host("can't start the machine's process"))?;
 
     let deadline = Instant::now() + DEADLINE;

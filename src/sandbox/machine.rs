@@ -226,7 +226,7 @@ fn spawn(
     sources: &Sources,
     machine: &mut Machine,
 ) -> anyhow::Result<()> {
-    launch.configure(config)?;
+    launch.configure(config)?.alone();
     let (errors, their_errors) = io::pipe()?;
     sources.watch_output(role, errors.into())?;
     launch.stdio(Stdio::null(), Stdio::null(), their_errors.into());
@@ -381,8 +381,9 @@ fn start_devices(
 ///
 /// # Errors
 /// It can't be jailed, or executed.
-pub fn spawn_qemu(launch: Launch, program: &Path, jail: JailConfig) -> anyhow::Result<Process> {
+pub fn spawn_qemu(mut launch: Launch, program: &Path, jail: JailConfig) -> anyhow::Result<Process> {
     let jail = Foreign::for_program(jail, sandbox_limits(), program).context("jail of QEMU")?;
+    launch.alone();
     launch.spawn_with(move || jail.enter()).context("QEMU")
 }
 

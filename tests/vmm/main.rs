@@ -31,6 +31,9 @@ fn the_monitor_is_told_how_the_guest_ended() {
     }
 }
 
+/// The threads of a machine with three processors, a console and no disk.
+const THREADS: [&str; 7] = ["kiln-vmm", "serial", "storage", "streams", "vcpu0", "vcpu1", "vcpu2"];
+
 #[test]
 fn it_runs_its_guest_without_privileges_and_ends_with_its_monitor() {
     let mut vmm = Vmm::start(guests::SPIN.image, 3);
@@ -43,7 +46,7 @@ fn it_runs_its_guest_without_privileges_and_ends_with_its_monitor() {
     assert_eq!(vmm.status_line("Uid"), "65000 65000 65000 65000");
     // A thread has its name only once it runs.
     let begin = Instant::now();
-    while vmm.thread_names() != ["kiln-vmm", "serial", "vcpu0", "vcpu1", "vcpu2"] {
+    while vmm.thread_names() != THREADS {
         assert!(begin.elapsed() < PATIENCE, "{:?}", vmm.thread_names());
         std::thread::sleep(Duration::from_millis(10));
     }

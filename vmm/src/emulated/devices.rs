@@ -17,6 +17,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::SendFlags;
 
 use crate::config::{DevicesConfig, DiskConfig, NetConfig, VmmEvent, VsockConfig};
+use crate::jail::seccomp::threads::{Thread, narrow, narrow_server};
 use crate::jail::{Jail, JailError};
 use crate::transport::vhost_user::{self, ServeError};
 use crate::virtio::VirtioDevice;
@@ -68,9 +69,10 @@ pub enum DevicesError {
     Control(#[source] io::Error),
 }
 
-/// A device, where QEMU connects to it, and its name for log lines.
+/// A device, where QEMU connects to it, what its thread does, and its name for log lines.
 struct Served {
     name: String,
+    kind: Thread,
     device: Box<dyn VirtioDevice>,
     listener: UnixListener,
 }
@@ -123,6 +125,7 @@ unsafe fn make(config: DevicesConfig) -> Result<Vec<Served>, DevicesError> {
         let device = Vsock::new(guest_cid, &host_ports, broker).map_err(DevicesError::Vsock)?;
         devices.push(Served {
             name: "vsock".to_owned(),
+            kind: Thread::Streams,
             device: Box::new(device),
             listener: UnixListener::from(listener),
         });
@@ -136,6 +139,7 @@ unsafe fn make(config: DevicesConfig) -> Result<Vec<Served>, DevicesError> {
             .map_err(|source| DevicesError::Disk { index, source })?;
         devices.push(Served {
             name,
+            kind: Thread::Storage,
             device: Box::new(device),
             listener: UnixListener::from(listener),
         });
@@ -148,6 +152,7 @@ unsafe fn make(config: DevicesConfig) -> Result<Vec<Served>, DevicesError> {
             .map_err(|source| DevicesError::Net { index, source })?;
         devices.push(Served {
             name: format!("net{index}"),
+            kind: Thread::Network,
             device: Box::new(device),
             listener: UnixListener::from(listener),
         });
@@ -159,9 +164,10 @@ unsafe fn make(config: DevicesConfig) -> Result<Vec<Served>, DevicesError> {
 fn run(devices: Vec<Served>, control: BorrowedFd<'_>) -> Result<(), DevicesError> {
     let until = Arc::new(control.try_clone_to_owned().map_err(DevicesError::Control)?);
     let (ended, endings) = mpsc::channel();
-    for Served { name, device, listener } in devices {
+    for Served { name, kind, device, listener } in devices {
         let (until, ended) = (until.clone(), ended.clone());
         let serve = move || {
+            narrow_server(kind);
             let result = vhost_user::serve(device, &listener, until.as_fd());
             let result = result.map_err(|source| DevicesError::Serve { name, source });
             // Fails only after another device's error has ended the wait.
@@ -173,6 +179,7 @@ fn run(devices: Vec<Served>, control: BorrowedFd<'_>) -> Result<(), DevicesError
             .map_err(DevicesError::Thread)?;
     }
     drop(ended);
+    narrow(Thread::Waiting);
     report(control, &VmmEvent::Running).map_err(DevicesError::Control)?;
     endings.into_iter().collect::<Result<(), _>>()?;
     wait_for_end(control)

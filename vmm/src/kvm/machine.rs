@@ -22,6 +22,7 @@ use super::{Kernel, KvmError, MAX_CPUS, boot, cpuid, layout, registers};
 use crate::GuestMemory;
 use crate::borrow::borrow_fd;
 use crate::config::GuestEnd;
+use crate::jail::seccomp::threads::{Thread, narrow};
 use crate::log_limit::LogLimit;
 use crate::memory;
 use crate::sync::lock;
@@ -101,11 +102,11 @@ pub enum DeviceGroup {
 }
 
 impl DeviceGroup {
-    fn name(self) -> &'static str {
+    fn thread(self) -> Thread {
         match self {
-            Self::Storage => "storage",
-            Self::Network => "network",
-            Self::Streams => "streams",
+            Self::Storage => Thread::Storage,
+            Self::Network => Thread::Network,
+            Self::Streams => Thread::Streams,
         }
     }
 }
@@ -243,7 +244,7 @@ impl Machine {
         if let Some((_, worker)) = self.workers.iter().find(|(g, _)| *g == group) {
             return worker.handle();
         }
-        let worker = Worker::new(group.name());
+        let worker = Worker::new(group.thread());
         let handle = worker.handle();
         self.workers.push((group, worker));
         handle
@@ -302,6 +303,9 @@ impl Machine {
         vm::add_memory(&self.vm, &shared.memory)?;
         // Declared before the processors: what they wait for outlives them.
         let workers = self.workers;
+        for (_, worker) in &workers {
+            worker.start().map_err(KvmError::host("start a thread for devices"))?;
+        }
         let mut processors = Processors { shared: shared.clone(), threads: Vec::new() };
         for (index, vcpu) in self.vcpus.into_iter().enumerate() {
             processors.start(index, vcpu)?;
@@ -410,6 +414,7 @@ fn wait(ended: &EventFd, stop: &EventFd, until: Until<'_>) -> Result<Wakeup, Kvm
         fds.extend(until.polled());
         match poll(&mut fds, start.as_ref()) {
             Ok(0) => {
+                narrow(Thread::Waiting);
                 resident::release_program();
                 start = None;
             }

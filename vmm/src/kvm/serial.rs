@@ -20,6 +20,7 @@ use vm_superio::serial::{Serial, SerialEvents};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::borrow::borrow_fd;
+use crate::jail::seccomp::threads::{Thread, narrow};
 use crate::sync::lock;
 
 /// How many bytes the guest may be ahead of the reader of its console.
@@ -46,6 +47,8 @@ pub(super) struct Pump {
     outbox: Arc<Outbox>,
     input: Option<OwnedFd>,
     output: Option<OwnedFd>,
+    /// Whether its thread has its list of system calls.
+    narrowed: bool,
 }
 
 impl SerialPort {
@@ -73,7 +76,7 @@ impl SerialPort {
         let writer = OutboxWriter(outbox.clone());
         let device = Arc::new(Mutex::new(Serial::with_events(IrqLine(pulse), space, writer)));
         let port = Self { device: device.clone(), outbox: outbox.clone() };
-        Ok((port, Pump { device, outbox, input, output }))
+        Ok((port, Pump { device, outbox, input, output, narrowed: false }))
     }
 
     /// Reads one of the port's eight registers.
@@ -135,6 +138,10 @@ impl Pump {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => return Ok(()),
             Err(e) => return Err(e.into()),
+        }
+        // Only now: a start isn't to wait for it.
+        if !std::mem::replace(&mut self.narrowed, true) {
+            narrow(Thread::Serial);
         }
         let ready: Vec<_> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         let input_ready = input.is_some() && ready[1];

@@ -10,6 +10,7 @@ use super::exits::{self, Verdict};
 use super::machine::{Bus, ExitHook};
 use crate::GuestMemory;
 use crate::config::GuestEnd;
+use crate::jail::seccomp::threads::{Thread, narrow};
 use crate::sync::lock;
 
 /// What the processors' threads share with the one that waits for them.
@@ -36,6 +37,7 @@ impl Shared {
 /// Runs a processor until the guest ends or the machine stops. The vCPU is handed back because its
 /// `kvm_run` area must live until nobody can kick it any more.
 pub(super) fn run(index: usize, mut vcpu: VcpuFd, shared: &Shared) -> VcpuFd {
+    narrow(Thread::Processor);
     while !shared.stop.load(Ordering::SeqCst) {
         let verdict = match vcpu.run() {
             Ok(exit) => exits::handle(exit, &shared.bus),

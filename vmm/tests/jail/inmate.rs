@@ -16,6 +16,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use crate::attacks;
 use crate::place::{self, Place};
+use crate::threads;
 
 /// First argument of a process that is to be jailed.
 pub const FLAG: &str = "--inmate";
@@ -154,7 +155,7 @@ pub fn main(arguments: &[String]) -> ExitCode {
     if task == "idle" {
         return idle(control);
     }
-    match attacks::attempt(task) {
+    match threads::attempt(task).unwrap_or_else(|| attacks::attempt(task)) {
         Ok(()) => ExitCode::from(SUCCEEDED),
         Err(error) => {
             eprintln!("{error}");

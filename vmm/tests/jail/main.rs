@@ -15,6 +15,7 @@ mod foreign;
 mod inmate;
 mod outside;
 mod place;
+mod threads;
 
 use std::process::ExitCode;
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let mut trials = attacks::trials();
     trials.extend(outside::trials());
     trials.extend(foreign::trials());
+    trials.extend(threads::trials());
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 

@@ -34,20 +34,34 @@ pub const KVM: &[u32] = &[
     exchanges::<kvm::kvm_cpuid2>(KVMIO, 0x05), // GET_SUPPORTED_CPUID
     none(KVMIO, 0x41),                         // CREATE_VCPU
     writes::<kvm::kvm_userspace_memory_region>(KVMIO, 0x46), // SET_USER_MEMORY_REGION
-    writes::<kvm::kvm_irq_level>(KVMIO, 0x61), // IRQ_LINE
-    writes::<kvm::kvm_irqfd>(KVMIO, 0x76),     // IRQFD
-    writes::<kvm::kvm_ioeventfd>(KVMIO, 0x79), // IOEVENTFD
-    none(KVMIO, 0x80),                         // RUN
-    reads::<kvm::kvm_regs>(KVMIO, 0x81),       // GET_REGS
-    writes::<kvm::kvm_regs>(KVMIO, 0x82),      // SET_REGS
-    reads::<kvm::kvm_sregs>(KVMIO, 0x83),      // GET_SREGS
-    writes::<kvm::kvm_sregs>(KVMIO, 0x84),     // SET_SREGS
+    KVM_IRQ_LINE,
+    writes::<kvm::kvm_irqfd>(KVMIO, 0x76),          // IRQFD
+    writes::<kvm::kvm_ioeventfd>(KVMIO, 0x79),      // IOEVENTFD
+    none(KVMIO, 0x80),                              // RUN
+    reads::<kvm::kvm_regs>(KVMIO, 0x81),            // GET_REGS
+    writes::<kvm::kvm_regs>(KVMIO, 0x82),           // SET_REGS
+    reads::<kvm::kvm_sregs>(KVMIO, 0x83),           // GET_SREGS
+    writes::<kvm::kvm_sregs>(KVMIO, 0x84),          // SET_SREGS
     exchanges::<kvm::kvm_translation>(KVMIO, 0x85), // TRANSLATE
-    writes::<kvm::kvm_msrs>(KVMIO, 0x89),      // SET_MSRS
-    writes::<kvm::kvm_fpu>(KVMIO, 0x8d),       // SET_FPU
-    reads::<kvm::kvm_lapic_state>(KVMIO, 0x8e), // GET_LAPIC
-    writes::<kvm::kvm_lapic_state>(KVMIO, 0x8f), // SET_LAPIC
-    writes::<kvm::kvm_cpuid2>(KVMIO, 0x90),    // SET_CPUID2
+    writes::<kvm::kvm_msrs>(KVMIO, 0x89),           // SET_MSRS
+    writes::<kvm::kvm_fpu>(KVMIO, 0x8d),            // SET_FPU
+    reads::<kvm::kvm_lapic_state>(KVMIO, 0x8e),     // GET_LAPIC
+    writes::<kvm::kvm_lapic_state>(KVMIO, 0x8f),    // SET_LAPIC
+    writes::<kvm::kvm_cpuid2>(KVMIO, 0x90),         // SET_CPUID2
+];
+
+/// `KVM_IRQ_LINE`: raises or lowers an interrupt line.
+pub const KVM_IRQ_LINE: u32 = writes::<kvm::kvm_irq_level>(KVMIO, 0x61);
+
+/// What a processor's thread asks of KVM: running, connecting devices, looking at a broken vCPU.
+pub const PROCESSOR: &[u32] = &[
+    none(KVMIO, 0x80), // RUN
+    KVM_IRQ_LINE,
+    writes::<kvm::kvm_irqfd>(KVMIO, 0x76),          // IRQFD
+    writes::<kvm::kvm_ioeventfd>(KVMIO, 0x79),      // IOEVENTFD
+    reads::<kvm::kvm_regs>(KVMIO, 0x81),            // GET_REGS
+    reads::<kvm::kvm_sregs>(KVMIO, 0x83),           // GET_SREGS
+    exchanges::<kvm::kvm_translation>(KVMIO, 0x85), // TRANSLATE
 ];
 
 /// `FIONBIO`: makes a socket non-blocking, as the standard library does it.

@@ -1,5 +1,7 @@
 //! What each kind of process may call.
 
+pub mod threads;
+
 use super::{Rule, When, allow, allow_when, ioctl};
 
 /// Flags of `clone` with which the C library starts a thread, and no process.
@@ -46,6 +48,8 @@ pub const CORE: &[Rule] = &[
     allow_when(libc::SYS_tgkill, &[When::IsOwnPid(0)]),
     allow(libc::SYS_exit),
     allow(libc::SYS_exit_group),
+    // A narrower list for the thread that asks: no flag, thus nobody else's, and no descriptor for it.
+    allow_when(libc::SYS_seccomp, &[When::Is(0, libc::SECCOMP_SET_MODE_FILTER), When::Is(1, 0)]),
     // Time and randomness.
     allow(libc::SYS_clock_gettime),
     allow(libc::SYS_clock_nanosleep),

@@ -6,6 +6,8 @@
 //! No list allows to change the action of `SIGSYS`, so whoever takes the process over can't change
 //! that, and a blocked `SIGSYS` kills.
 //!
+//! Threads put narrower lists on themselves: see [`threads`].
+//!
 //! `clone3` is answered with `ENOSYS`, for its flags are in memory where a filter can't see them:
 //! the C library then calls `clone`, which is allowed for threads only.
 
@@ -13,9 +15,11 @@ pub mod denied;
 pub mod ioctl;
 mod lists;
 pub mod names;
+pub mod threads;
 pub mod violation;
 
 use std::collections::BTreeMap;
+use std::io;
 
 use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
@@ -63,9 +67,29 @@ pub const fn allow_when(call: libc::c_long, when: &'static [When]) -> Rule {
 /// # Errors
 /// The rules contradict each other, or the kernel refuses.
 pub fn install(lists: &[&[Rule]]) -> Result<(), JailError> {
+    seccompiler::apply_filter_all_threads(&compile(lists).map_err(JailError::Filter)?)
+        .map_err(JailError::Load)?;
+    threads::process_is_confined();
+    Ok(())
+}
+
+/// Compiles lists into one filter.
+fn compile(lists: &[&[Rule]]) -> Result<BpfProgram, BackendError> {
     let mut filter = without_clone3().to_vec();
-    filter.extend(allow_list(lists).map_err(JailError::Filter)?);
-    seccompiler::apply_filter_all_threads(&filter).map_err(JailError::Load)
+    filter.extend(allow_list(lists)?);
+    Ok(filter)
+}
+
+/// Puts a filter on the calling thread, for good. The thread can have no new privileges already.
+fn load(filter: &BpfProgram) -> io::Result<()> {
+    let length = filter.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len: length, filter: filter.as_ptr().cast_mut().cast() };
+    // SAFETY: the header points at `len` instructions of the layout of `struct sock_filter`, which live
+    // until the call returns; the kernel copies and checks them.
+    let result = unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// What stands before a filter so that `clone3` isn't there, whatever the architecture that a call
@@ -153,7 +177,6 @@ mod tests {
             libc::SYS_bpf,
             libc::SYS_userfaultfd,
             libc::SYS_setuid,
-            libc::SYS_seccomp,
             libc::SYS_open_by_handle_at,
             libc::SYS_perf_event_open,
             libc::SYS_chroot,

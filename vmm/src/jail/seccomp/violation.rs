@@ -59,12 +59,24 @@ struct SigSys {
 extern "C" fn handler(_signal: i32, info: *const SigSys, _context: *const libc::c_void) {
     // SAFETY: the kernel passes a siginfo_t, whose layout this is.
     let (code, call) = unsafe { ((*info).code, (*info).call) };
-    if let (SYS_SECCOMP, Some(report)) = (code, REPORT.get()) {
+    if code != SYS_SECCOMP {
+        // SAFETY: ends the process at once, without running anything of it.
+        unsafe { libc::_exit(EXIT_STATUS) }
+    }
+    let mut number = Line::new();
+    number.text(" (number ").number(call.unsigned_abs()).text(")");
+    let name = names::name(call.into()).unwrap_or("unknown");
+    end(&["made a system call that its jail forbids: ", name, number.as_text()]);
+}
+
+/// Ends the process, and says that it did what these words say.
+pub(super) fn end(words: &[&str]) -> ! {
+    if let Some(report) = REPORT.get() {
         let mut line = Line::new();
-        line.text("the ").text(report.process);
-        line.text(" process made a system call that its jail forbids: ");
-        line.text(names::name(call.into()).unwrap_or("unknown"));
-        line.text(" (number ").number(call.unsigned_abs()).text(")");
+        line.text("the ").text(report.process).text(" process ");
+        for word in words {
+            line.text(word);
+        }
 
         let mut status = COMMAND_EXIT_STATUS;
         if let Some(control) = report.control {
@@ -120,6 +132,11 @@ impl Line {
             divisor /= 10;
         }
         self
+    }
+
+    /// Nothing if what was cut off was part of a character.
+    fn as_text(&self) -> &str {
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 
     fn as_bytes(&self) -> &[u8] {

@@ -6,7 +6,7 @@ use event_manager::SubscriberId;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::worker::{Served, WorkerHandle};
+use super::worker::{Served, Shareable, WorkerHandle};
 use crate::log_limit::LogLimit;
 use crate::sync::lock;
 use crate::transport::{ActivateError, Activation, Backend};
@@ -16,9 +16,10 @@ use crate::virtio::VirtioDevice;
 const TRANSPORT_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
-/// A device that a [`Worker`](super::Worker)'s thread serves.
+/// A device that a [`Worker`](super::Worker)'s thread serves. That thread also starts and resets it: the
+/// thread of the processor that asks for that may do little.
 pub struct LocalBackend {
-    device: Arc<Mutex<Box<dyn VirtioDevice>>>,
+    device: Shareable,
     queue_max_sizes: Vec<u16>,
     worker: WorkerHandle,
     served: Option<SubscriberId>,
@@ -56,7 +57,6 @@ impl Backend for LocalBackend {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        lock(&self.device).ack_features(activation.features);
         let served = Served::new(self.device.clone(), activation, self.breaks.clone());
         let id = self.worker.serve(served).map_err(|source| ActivateError::Host {
             what: "hand the queues to the device's thread",
@@ -67,9 +67,6 @@ impl Backend for LocalBackend {
     }
 
     fn reset(&mut self) {
-        if let Some(id) = self.served.take() {
-            self.worker.release(id);
-        }
-        lock(&self.device).reset();
+        self.worker.release(self.served.take(), self.device.clone());
     }
 }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use virtio_queue::QueueT;
 
 use super::*;
+use crate::jail::seccomp::threads::Thread;
 use crate::transport::ActivateError;
 use crate::virtio::ring::Ring;
 use crate::virtio::rng::Rng;
@@ -22,6 +23,12 @@ fn memory() -> GuestMemory {
     crate::memory::allocate(1).unwrap()
 }
 
+fn worker() -> Worker {
+    let worker = Worker::new(Thread::Streams);
+    worker.start().unwrap();
+    worker
+}
+
 fn window(device: impl VirtioDevice + 'static, thread: &Worker, memory: &GuestMemory) -> Driver {
     let backend = LocalBackend::new(Box::new(device), thread.handle());
     Driver::new(Box::new(backend), memory.clone())
@@ -29,7 +36,7 @@ fn window(device: impl VirtioDevice + 'static, thread: &Worker, memory: &GuestMe
 
 #[test]
 fn a_device_says_what_it_is() {
-    let thread = Worker::new("test");
+    let thread = worker();
     let driver = &mut window(Rng::new(), &thread, &memory());
     assert_eq!(driver.read(Register::MagicValue), 0x7472_6976);
     assert_eq!(driver.read(Register::Version), 2);
@@ -42,7 +49,7 @@ fn a_device_says_what_it_is() {
 
 #[test]
 fn a_request_is_answered_with_an_interrupt() {
-    let thread = Worker::new("test");
+    let thread = worker();
     let memory = memory();
     let driver = &mut window(Rng::new(), &thread, &memory);
     let mut ring = Ring::new(&memory, 0x1000, 16);
@@ -68,7 +75,7 @@ fn a_request_is_answered_with_an_interrupt() {
 
 #[test]
 fn a_reset_device_starts_over() {
-    let thread = Worker::new("test");
+    let thread = worker();
     let memory = memory();
     let driver = &mut window(Rng::new(), &thread, &memory);
     for _ in 0..3 {
@@ -93,7 +100,7 @@ fn memory_is_cleared(memory: &GuestMemory) {
 
 #[test]
 fn features_are_negotiated_by_the_rules() {
-    let thread = Worker::new("test");
+    let thread = worker();
     let driver = &mut window(Rng::new(), &thread, &memory());
     assert_eq!(driver.offered_features() & EVENT_IDX, EVENT_IDX);
     // None at all, one without VERSION_1, one that was not offered.
@@ -111,7 +118,7 @@ fn features_are_negotiated_by_the_rules() {
 
 #[test]
 fn status_bits_come_in_order_and_only_a_reset_clears_them() {
-    let thread = Worker::new("test");
+    let thread = worker();
     let driver = &mut window(Rng::new(), &thread, &memory());
     driver.write(Register::Status, device_status::DRIVER);
     assert_eq!(driver.read(Register::Status), 0);
@@ -125,7 +132,7 @@ fn status_bits_come_in_order_and_only_a_reset_clears_them() {
 
 #[test]
 fn queues_that_are_none_are_refused() {
-    let thread = Worker::new("test");
+    let thread = worker();
     let driver = &mut window(Rng::new(), &thread, &memory());
     let good = [0x1000, 0x2000, 0x3000];
     let end = 1 << 20;
@@ -153,7 +160,7 @@ fn queues_that_are_none_are_refused() {
 
 #[test]
 fn a_queue_is_set_up_between_negotiation_and_use_only() {
-    let thread = Worker::new("test");
+    let thread = worker();
     let driver = &mut window(Rng::new(), &thread, &memory());
     driver.write(Register::QueueSel, 0);
     driver.set_up_queue(0, 16, [0x1000, 0x2000, 0x3000]);
@@ -204,7 +211,7 @@ impl VirtioDevice for Slow {
 
 #[test]
 fn a_reset_in_mid_flight_waits_for_the_device() {
-    let thread = Worker::new("test");
+    let thread = worker();
     let memory = memory();
     let (at_work, is_at_work) = mpsc::channel();
     let (let_go_on, go_on) = mpsc::channel();
@@ -231,7 +238,7 @@ fn a_reset_in_mid_flight_waits_for_the_device() {
 
 #[test]
 fn a_broken_driver_is_told_to_reset_and_can() {
-    let thread = Worker::new("test");
+    let thread = worker();
     let memory = memory();
     let driver = &mut window(Rng::new(), &thread, &memory);
     let mut ring = Ring::new(&memory, 0x1000, 16);
@@ -297,7 +304,7 @@ fn a_backend_that_fails_to_start_needs_a_reset() {
 
 #[test]
 fn the_configuration_is_read_at_any_width_and_its_generation_follows_writes() {
-    let thread = Worker::new("test");
+    let thread = worker();
     let (sender, receiver) = (mpsc::channel().0, mpsc::channel().1);
     let device = Slow { at_work: sender.clone(), go_on: receiver, resets: sender };
     let driver = &mut window(device, &thread, &memory());
@@ -313,7 +320,7 @@ fn the_configuration_is_read_at_any_width_and_its_generation_follows_writes() {
 
 #[test]
 fn registers_have_one_width() {
-    let thread = Worker::new("test");
+    let thread = worker();
     let driver = &mut window(Rng::new(), &thread, &memory());
     let mut data = [0xff; 8];
     driver.0.read(0, &mut data);
@@ -350,7 +357,7 @@ fn accesses() -> impl Strategy<Value = Access> {
 proptest! {
     #[test]
     fn no_register_access_does_harm(accesses in prop::collection::vec(accesses(), 0..200)) {
-        let thread = Worker::new("test");
+        let thread = worker();
         let driver = &mut window(Rng::new(), &thread, &memory());
         for access in accesses {
             match access {

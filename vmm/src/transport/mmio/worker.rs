@@ -13,13 +13,13 @@ use event_manager::{
 };
 use virtio_queue::{Queue, QueueT};
 
+use crate::jail::seccomp::threads::{Thread, narrow};
 use crate::log_limit::LogLimit;
 use crate::sync::lock;
 use crate::transport::Activation;
 use crate::virtio::{DeviceError, Event, Queues, Used, VirtioDevice};
 
-/// A thread for any number of devices. It begins with the first device that a driver activates, so
-/// that devices which no driver uses cost none, and ends when this is dropped.
+/// A thread for any number of devices. It ends when this is dropped.
 pub struct Worker {
     shared: Arc<Shared>,
 }
@@ -31,7 +31,10 @@ pub struct WorkerHandle {
 }
 
 struct Shared {
-    name: &'static str,
+    thread: Thread,
+    /// Whether the thread has its list: before its first device it has nothing to do with the guest, and
+    /// the start needn't wait for it.
+    narrowed: AtomicBool,
     running: Mutex<Option<Running>>,
 }
 
@@ -42,9 +45,32 @@ struct Running {
 }
 
 impl Worker {
-    /// A worker whose thread will have this name.
-    pub fn new(name: &'static str) -> Self {
-        Self { shared: Arc::new(Shared { name, running: Mutex::new(None) }) }
+    /// A worker for this kind of devices.
+    pub fn new(thread: Thread) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                thread,
+                narrowed: AtomicBool::new(false),
+                running: Mutex::new(None),
+            }),
+        }
+    }
+
+    /// Starts its thread, before any of its devices can be activated: the processors' threads, which do
+    /// that, may not start others.
+    ///
+    /// # Errors
+    /// The host is out of threads or file descriptors.
+    pub fn start(&self) -> io::Result<()> {
+        let events = EventManager::new().map_err(io::Error::other)?;
+        let endpoint = events.remote_endpoint();
+        let stop = Arc::new(AtomicBool::new(false));
+        let until = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name(self.shared.thread.name().into())
+            .spawn(move || run(events, &until))?;
+        *lock(&self.shared.running) = Some(Running { endpoint, stop, thread });
+        Ok(())
     }
 
     /// What backends hand their devices over with.
@@ -65,11 +91,15 @@ impl Drop for Worker {
 }
 
 impl WorkerHandle {
-    /// Begins to serve a device.
+    /// Tells a device which features its driver has accepted, and begins to serve it.
     pub(super) fn serve(&self, served: Served) -> io::Result<SubscriberId> {
-        let endpoint = self.endpoint()?;
+        let (endpoint, shared) = (self.endpoint()?, self.shared.clone());
         endpoint
-            .call_blocking(|events| {
+            .call_blocking(move |events| {
+                if !shared.narrowed.swap(true, Ordering::SeqCst) {
+                    narrow(shared.thread);
+                }
+                lock(&served.device).ack_features(served.activation.features);
                 let id = events.add_subscriber(served);
                 match events.subscriber_mut(id)?.failed.take() {
                     None => Ok(id),
@@ -82,11 +112,16 @@ impl WorkerHandle {
             .map_err(|e: Error| io::Error::other(e))
     }
 
-    /// Stops serving it. When this returns the thread has let go of queues and memory.
-    pub(super) fn release(&self, id: SubscriberId) {
+    /// Stops serving a device, if it is being served, and resets it. When this returns the thread has let
+    /// go of queues and memory.
+    pub(super) fn release(&self, id: Option<SubscriberId>, device: Shareable) {
         let released = self.endpoint().and_then(|endpoint| {
             endpoint
-                .call_blocking(move |events| events.remove_subscriber(id).map(drop))
+                .call_blocking(move |events| {
+                    let removed = id.map(|id| events.remove_subscriber(id)).transpose();
+                    lock(&device).reset();
+                    removed.map(drop)
+                })
                 .map_err(|e: Error| io::Error::other(e))
         });
         if let Err(e) = released {
@@ -95,19 +130,10 @@ impl WorkerHandle {
     }
 
     fn endpoint(&self) -> io::Result<RemoteEndpoint<Served>> {
-        let mut running = lock(&self.shared.running);
-        if let Some(running) = &*running {
-            return Ok(running.endpoint.clone());
+        match &*lock(&self.shared.running) {
+            Some(running) => Ok(running.endpoint.clone()),
+            None => Err(io::Error::other("the device's thread isn't running")),
         }
-        let events = EventManager::new().map_err(io::Error::other)?;
-        let endpoint = events.remote_endpoint();
-        let stop = Arc::new(AtomicBool::new(false));
-        let until = stop.clone();
-        let thread = std::thread::Builder::new()
-            .name(self.shared.name.into())
-            .spawn(move || run(events, &until))?;
-        *running = Some(Running { endpoint: endpoint.clone(), stop, thread });
-        Ok(endpoint)
     }
 }
 
@@ -124,9 +150,12 @@ fn run(mut events: EventManager<Served>, stop: &AtomicBool) {
     }
 }
 
+/// A device that its worker and its window share.
+pub(super) type Shareable = Arc<Mutex<Box<dyn VirtioDevice>>>;
+
 /// An activated device.
 pub(super) struct Served {
-    device: Arc<Mutex<Box<dyn VirtioDevice>>>,
+    device: Shareable,
     activation: Activation,
     broken: bool,
     /// Counts what broke the device, over all activations.
@@ -139,11 +168,7 @@ pub(super) struct Served {
 const HOST: u32 = u32::MAX;
 
 impl Served {
-    pub fn new(
-        device: Arc<Mutex<Box<dyn VirtioDevice>>>,
-        activation: Activation,
-        breaks: Arc<LogLimit>,
-    ) -> Self {
+    pub fn new(device: Shareable, activation: Activation, breaks: Arc<LogLimit>) -> Self {
         Self { device, activation, broken: false, breaks, failed: None }
     }
 

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EventFd};
 
 use crate::borrow::borrow_fd;
+use crate::jail::seccomp::threads::{Thread, narrow};
 use crate::transport::Interrupt;
 
 /// `InterruptStatus`: the configuration, which includes the device's status, has changed.
@@ -66,6 +67,7 @@ impl Watch {
         });
         let thread_shared = Arc::clone(&shared);
         let wait = move || {
+            narrow(Thread::Watch);
             if !closes_first(&connection, &stopped) {
                 return;
             }

@@ -59,6 +59,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::config::{FileLimits, FsConfig, VmmEvent};
 use crate::jail::descriptors;
+use crate::jail::seccomp::threads::{Thread, narrow};
 use backend::FsBackend;
 use guarded::GuardedFs;
 pub(crate) use guarded::Space;
@@ -242,6 +243,7 @@ fn passthrough_config(file_limit: u64) -> PassthroughConfig {
 /// Ends the process once the other end of the control socket is closed.
 fn end_with(control: OwnedFd) -> Result<(), FsError> {
     let wait = move || {
+        narrow(Thread::Watch);
         let mut fds = [PollFd::new(&control, PollFlags::empty())];
         while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
         std::process::exit(0);
