@@ -257,6 +257,9 @@ pub struct Joined {
     pub ipc: bool,
     /// Its UTS namespace.
     pub uts: bool,
+    /// The container whose PID namespace it lives in: that one, or another of the pod's. Without it, it
+    /// has one of its own.
+    pub processes: Option<String>,
 }
 
 /// A bind mount that the host has put in the share.

@@ -2,10 +2,13 @@
 //!
 //! They make a container of its own for the pod as a whole, the sandbox, and then the pod's containers,
 //! each of which names it. A sandbox is a machine of kiln's; the pod's other containers are set up in
-//! the same machine, in its network, IPC and UTS namespaces. With `io.kiln.machine` set to
+//! the same machine, in its network, IPC and UTS namespaces, and where a path of `linux.namespaces` says
+//! so in the PID namespace of the sandbox or of another of them. With `io.kiln.machine` set to
 //! `container`, a container has a machine of its own all the same, as if it were in no pod.
 
-use oci_spec::runtime::Spec;
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use serde_json::Value;
 
 use super::{BundleError, id};
@@ -96,20 +99,52 @@ pub fn leaves_network(spec: &Spec) -> bool {
 }
 
 fn check_namespaces(spec: &Spec) -> Result<(), BundleError> {
-    use oci_spec::runtime::LinuxNamespaceType::{Pid, User};
-
-    let namespaces = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
-    for (index, namespace) in namespaces.into_iter().flatten().enumerate() {
-        let has_path = namespace.path().as_ref().is_some_and(|path| !path.as_os_str().is_empty());
-        let why = match namespace.typ() {
-            Pid if has_path => "processes of its own: leave shareProcessNamespace out",
-            User => "the users of its sandbox: leave the user namespace out",
-            _ => continue,
-        };
-        let reason = format!("a container of a pod has {why}");
-        return Err(BundleError::field(format!("linux.namespaces[{index}]"), reason));
+    for (index, namespace) in namespaces(spec).enumerate() {
+        let field = format!("linux.namespaces[{index}]");
+        if namespace.typ() == LinuxNamespaceType::User {
+            let reason =
+                "a container of a pod has the users of its sandbox: leave the user namespace out";
+            return Err(BundleError::field(field, reason));
+        }
+        if let Some(path) = path_of_processes(namespace)
+            && process_of(path).is_none()
+        {
+            let reason = format!(
+                "{} names no container of the pod: give it as /proc/PID/ns/pid, with the process id that \
+                 kiln gave for it",
+                path.display()
+            );
+            return Err(BundleError::field(field + ".path", reason));
+        }
     }
     Ok(())
+}
+
+/// The process that stands for the container whose PID namespace a container of a pod is to live in, if
+/// that is not to be its own.
+pub fn processes_of(spec: &Spec) -> Option<i32> {
+    namespaces(spec).find_map(|namespace| process_of(path_of_processes(namespace)?))
+}
+
+fn namespaces(spec: &Spec) -> impl Iterator<Item = &LinuxNamespace> {
+    let linux = spec.linux().as_ref();
+    linux.and_then(|linux| linux.namespaces().as_ref()).into_iter().flatten()
+}
+
+fn path_of_processes(namespace: &LinuxNamespace) -> Option<&Path> {
+    let path = namespace.path().as_deref().filter(|path| !path.as_os_str().is_empty())?;
+    (namespace.typ() == LinuxNamespaceType::Pid).then_some(path)
+}
+
+/// All containers of kiln's stand in one PID namespace of the host: which of them is meant, the path
+/// says only by its words.
+fn process_of(path: &Path) -> Option<i32> {
+    path.to_str()?
+        .strip_prefix("/proc/")?
+        .strip_suffix("/ns/pid")?
+        .parse()
+        .ok()
+        .filter(|pid| *pid > 0)
 }
 
 /// What the annotations of a sandbox say of its pod's limits. What is not said, or makes no sense, is
@@ -182,18 +217,28 @@ mod tests {
     #[test]
     fn namespaces_that_containers_of_a_pod_cannot_share_are_refused() {
         for (namespace, words) in [
-            (json!({"type": "pid", "path": "/proc/1/ns/pid"}), "shareProcessNamespace"),
+            (json!({"type": "pid", "path": "/proc/self/ns/pid"}), "no container of the pod"),
+            (json!({"type": "pid", "path": "/run/ns/1"}), "no container of the pod"),
             (json!({"type": "user"}), "users of its sandbox"),
         ] {
-            let spec = json!({
-                "ociVersion": "1.0.2",
-                "annotations": {CALLERS[0].0: "container", CALLERS[0].1: "abc"},
-                "linux": {"namespaces": [{"type": "pid"}, namespace]},
-            });
-            let error = find(&serde_json::from_value(spec).expect("spec")).expect_err("refused");
-            let error = error.to_string();
-            assert!(error.starts_with("linux.namespaces[1]: ") && error.contains(words), "{error}");
+            let error = find(&container(&namespace)).expect_err("refused").to_string();
+            assert!(error.starts_with("linux.namespaces[1]") && error.contains(words), "{error}");
         }
+    }
+
+    #[test]
+    fn container_whose_processes_are_shared_is_named_by_its_process() {
+        let of = |path: &str| processes_of(&container(&json!({"type": "pid", "path": path})));
+        assert_eq!((of("/proc/42/ns/pid"), of(""), of("/proc/-1/ns/pid")), (Some(42), None, None));
+    }
+
+    fn container(namespace: &Value) -> Spec {
+        let spec = json!({
+            "ociVersion": "1.0.2",
+            "annotations": {CALLERS[0].0: "container", CALLERS[0].1: "abc"},
+            "linux": {"namespaces": [{"type": "mount"}, namespace]},
+        });
+        serde_json::from_value(spec).expect("spec")
     }
 
     #[test]

@@ -139,7 +139,10 @@ impl Sandbox {
             .into_iter()
             .find(|engine| engine.name() == container.record.engine)
             .with_context(|| format!("the pod's sandbox {id} has no engine that kiln knows"))?;
-        let joined = joined(bundle, &container)?;
+        let mut joined = joined(bundle, &container)?;
+        if let Some(pid) = pod::processes_of(&bundle.spec) {
+            joined.processes = Some(container_of(global, pid)?);
+        }
         let monitor = control::reach(&container)
             .with_context(|| format!("the monitor of the pod's sandbox {id}"))?;
         Ok(Self { container, engine, joined, monitor })
@@ -176,11 +179,27 @@ impl Sandbox {
     }
 }
 
+/// The container that a process stands for, whose PID namespace is to be joined. Whether it is of this
+/// pod, the agent finds out: no other is in its guest.
+fn container_of(global: &Global, pid: i32) -> anyhow::Result<String> {
+    let found = state::all(&global.root)?.into_iter().find(|container| {
+        container.record.monitor.pid == pid && container.status() != Status::Stopped
+    });
+    let found = found.with_context(|| {
+        format!(
+            "linux.namespaces: no container of kiln's runs whose process is {pid}: name the pod's \
+             sandbox or another of its containers"
+        )
+    })?;
+    Ok(found.record.id)
+}
+
 /// Which namespaces the bundle has in common with the sandbox: those whose paths name one that the
 /// sandbox's monitor is in.
 fn joined(bundle: &Bundle, sandbox: &Container) -> anyhow::Result<Joined> {
     let (id, pid) = (&sandbox.record.id, sandbox.record.monitor.pid);
-    let mut joined = Joined { container: id.clone(), network: false, ipc: false, uts: false };
+    let container = id.clone();
+    let mut joined = Joined { container, network: false, ipc: false, uts: false, processes: None };
     for namespace in &bundle.namespaces {
         let Some(existing) = &namespace.existing else { continue };
         let (kind, file) = match namespace.kind {

@@ -297,8 +297,11 @@ fn what_no_pod_can_have_is_refused_by_name() {
     refused(&config, &[], &["ipc namespace is not that of the pod's sandbox test"]);
 
     let mut config = pod.config("true");
-    config["linux"]["namespaces"][0]["path"] = json!(format!("/proc/{}/ns/pid", pod.pid));
-    refused(&config, &[], &["linux.namespaces[0]", "shareProcessNamespace"]);
+    config["linux"]["namespaces"][0]["path"] = json!("/proc/self/ns/pid");
+    refused(&config, &[], &["linux.namespaces[0].path", "no container of the pod"]);
+    config["linux"]["namespaces"][0]["path"] =
+        json!(format!("/proc/{}/ns/pid", std::process::id()));
+    refused(&config, &[], &["linux.namespaces", "no container of kiln's runs"]);
 
     let config = pod.config("true");
     refused(&config, &["--memory", "512"], &["--memory", "pod's sandbox test"]);

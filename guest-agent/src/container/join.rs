@@ -48,15 +48,24 @@ pub fn run(
     let others = [channel.socket().as_raw_fd(), joining.first.as_raw_fd()];
     let needed: Vec<RawFd> = ends.chain(others).collect();
     program::withdraw(&needed).during(phase, || "close descriptors")?;
-    init::join(joining.first, joining.container.namespaces.join_flags())
-        .during(phase, || "join the container")?;
+    let Joining { container, process, first } = joining;
+    init::join(first, container.namespaces.join_flags()).during(phase, || "join the container")?;
+    be_born(0, channel)?;
+    let program = Program { process, seccomp: container.seccomp.as_ref(), hooks: None };
+    program::become_program(program, streams, channel, || enter(joining))
+}
+
+/// Has a process that has joined a PID namespace go on in there, as a child of the agent's, with further
+/// namespaces of its own by `flags`. The process that calls this reports its id and ends.
+///
+/// # Errors
+/// As clone3(2): among others that the namespace's first process has ended.
+pub fn be_born(flags: u64, channel: &Channel) -> Result<(), Failure> {
     // SAFETY: the process has one thread.
-    let pid = unsafe { clone_process(libc::CLONE_PARENT as u64, 0) };
-    let pid = pid.during(phase, || "start a process in the container")?;
+    let pid = unsafe { clone_process(libc::CLONE_PARENT as u64 | flags, 0) };
+    let pid = pid.during(FailurePhase::Namespaces, || "start a process in the container")?;
     if pid == 0 {
-        let Joining { container, process, .. } = joining;
-        let program = Program { process, seccomp: container.seccomp.as_ref(), hooks: None };
-        return program::become_program(program, streams, channel, || enter(joining));
+        return Ok(());
     }
     channel
         .report(&Report::Born { pid }, None)

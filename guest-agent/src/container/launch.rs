@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use kiln_protocol::FailurePhase;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -33,8 +33,17 @@ pub struct Launched {
     pub channel: Channel,
 }
 
-/// Starts the container's first process and has it set itself up; it reports over the channel. `joined`
-/// is a pidfd of the process whose namespaces the plan joins.
+/// Pidfds of the processes whose namespaces a container joins.
+#[derive(Debug, Default)]
+pub struct Others {
+    /// The first process of the pod's sandbox.
+    pub sandbox: Option<OwnedFd>,
+    /// That of the container whose PID namespace it is.
+    pub processes: Option<OwnedFd>,
+}
+
+/// Starts the container's first process and has it set itself up; it reports over the channel. `others`
+/// are what the plan joins.
 ///
 /// The calling process has one thread, or its other threads hold no locks.
 ///
@@ -43,7 +52,7 @@ pub struct Launched {
 pub fn launch(
     plan: &Plan,
     supplies: Supplies,
-    joined: Option<OwnedFd>,
+    others: Others,
     streams: StandardStreams,
     cgroup: &Cgroup,
 ) -> Result<Launched, Failure> {
@@ -51,20 +60,33 @@ pub fn launch(
     let devices = || "linux.resources.devices";
     cgroup.restrict_devices(&plan.devices).during(FailurePhase::Cgroups, devices)?;
     let (channel, of_process) = channel()?;
+    let made = plan.namespaces.clone_flags();
+    let at_once = if others.processes.is_some() { 0 } else { made };
     // SAFETY: the child gets a copy of the whole address space, like a child of fork(2), and never
     // returns from this branch.
-    let pid = unsafe { clone_process(plan.namespaces.clone_flags(), libc::SIGCHLD) }
+    let pid = unsafe { clone_process(at_once, libc::SIGCHLD) }
         .during(FailurePhase::Namespaces, || "linux.namespaces")?;
     if pid == 0 {
         drop(channel);
         let (seccomp, hooks) = (plan.seccomp.as_ref(), Some(&plan.hooks));
         let program = Program { process: &plan.process, seccomp, hooks };
         program::run(&of_process, || {
-            let joined = joined.as_ref().map(AsFd::as_fd);
-            let enter = || init::enter(plan, &supplies, joined);
+            if let Some(processes) = &others.processes {
+                withdraw(&streams, &supplies, &others, &of_process)?;
+                init::join(processes.as_fd(), libc::CLONE_NEWPID)
+                    .during(FailurePhase::Namespaces, || "join the PID namespace")?;
+                join::be_born(made, &of_process)?;
+            }
+            let sandbox = others.sandbox.as_ref().map(AsFd::as_fd);
+            let enter = || init::enter(plan, &supplies, sandbox);
             program::become_program(program, streams, &of_process, enter)
         });
     }
+    drop(of_process);
+    let pid = match others.processes {
+        Some(_) => born(pid, &channel)?,
+        None => pid,
+    };
     let launched = Launched { pid, channel };
     or_kill(launched, |launched| {
         cgroup.add(pid).during(FailurePhase::Cgroups, || CGROUP)?;
@@ -98,23 +120,43 @@ pub fn join(
         program::run(&of_process, || join::run(joining, streams, &of_process));
     }
     drop(of_process);
+    let pid = born(joiner, &channel)?;
+    or_kill(Launched { pid, channel }, |launched| {
+        cgroup.add_beside(pid, first).during(FailurePhase::Cgroups, || CGROUP)?;
+        release(process, launched)
+    })
+}
+
+/// The process that `joiner` has had [born](join::be_born) elsewhere.
+fn born(joiner: libc::pid_t, channel: &Channel) -> Result<libc::pid_t, Failure> {
     // It ends within a few system calls, none of which waits for anything of the container's.
     // SAFETY: a child of this process, not yet reaped; its status is not asked for.
     while unsafe { libc::waitpid(joiner, std::ptr::null_mut(), 0) } < 0
         && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
     {}
-    let pid = match channel.take_report() {
-        Ok(Some((Report::Born { pid }, _))) => pid,
-        Ok(Some((Report::Failed(failure), _))) => return Err(failure),
+    match channel.take_report() {
+        Ok(Some((Report::Born { pid }, _))) => Ok(pid),
+        Ok(Some((Report::Failed(failure), _))) => Err(failure),
         _ => {
             let why = "the process ended on its way into the container";
-            return Err(Failure::new(FailurePhase::Namespaces, why));
+            Err(Failure::new(FailurePhase::Namespaces, why))
         }
-    };
-    or_kill(Launched { pid, channel }, |launched| {
-        cgroup.add_beside(pid, first).during(FailurePhase::Cgroups, || CGROUP)?;
-        release(process, launched)
-    })
+    }
+}
+
+/// Lets go of all that isn't the container's, before processes of another can see the calling one.
+fn withdraw(
+    streams: &StandardStreams,
+    supplies: &Supplies,
+    others: &Others,
+    channel: &Channel,
+) -> Result<(), Failure> {
+    let ends = streams.ends.iter().flatten();
+    let files = std::iter::once(&supplies.rootfs).chain(supplies.binds.values());
+    let processes = others.sandbox.iter().chain(&others.processes);
+    let needed = ends.chain(files).chain(processes).chain([channel.socket()]);
+    let needed: Vec<_> = needed.map(AsRawFd::as_raw_fd).collect();
+    program::withdraw(&needed).during(FailurePhase::Namespaces, || "close descriptors")
 }
 
 /// A pidfd of a child that is not reaped yet.

@@ -8,7 +8,7 @@ use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
 use crate::failure::Failure;
 
 /// A container's namespaces besides PID, mount and cgroup, which it always has. They are its own but
-/// for those that are joined.
+/// for those that are joined, of which the PID namespace can be one.
 #[derive(Debug, Clone, Default)]
 pub struct Namespaces {
     /// Host and domain name.
@@ -112,12 +112,19 @@ impl Namespaces {
         self.network && !self.joined.as_ref().is_some_and(|joined| joined.network)
     }
 
-    /// The flags with which clone3(2) makes the namespaces that need no further preparation.
-    pub fn clone_flags(&self) -> u64 {
-        self.all_flags() & !(self.joined_flags() as u64)
+    /// Its processes are born in the PID namespace of another container's.
+    pub fn shares_processes(&self) -> bool {
+        self.joined.as_ref().is_some_and(|joined| joined.processes.is_some())
     }
 
-    /// The flags with which setns(2) joins the namespaces of another container's process.
+    /// The flags with which clone3(2) makes the namespaces that need no further preparation.
+    pub fn clone_flags(&self) -> u64 {
+        let processes = if self.shares_processes() { libc::CLONE_NEWPID as u64 } else { 0 };
+        self.all_flags() & !(self.joined_flags() as u64 | processes)
+    }
+
+    /// The flags with which setns(2) joins the namespaces of another container's process, but for the
+    /// PID namespace, which a process can only be born in.
     pub fn joined_flags(&self) -> libc::c_int {
         let Some(joined) = &self.joined else { return 0 };
         let kinds = [
@@ -245,14 +252,21 @@ mod tests {
         let linux = r#"{"namespaces":[{"type":"ipc"},{"type":"uts"}]}"#;
         let linux: Linux = serde_json::from_str(linux).expect("linux");
         let container = "sandbox".to_owned();
-        let joined = Joined { container, network: true, ipc: true, uts: false };
+        let joined = Joined { container, network: true, ipc: true, uts: false, processes: None };
         let namespaces = Namespaces::from_spec(Some(&linux), Some(&joined)).expect("reads");
         let made = libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS;
         assert_eq!(namespaces.clone_flags(), made as u64);
         assert_eq!(namespaces.joined_flags(), libc::CLONE_NEWNET | libc::CLONE_NEWIPC);
         let all = made | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
         assert_eq!(namespaces.join_flags(), all);
-        assert!(!namespaces.has_new_network());
+        assert!(!namespaces.has_new_network() && !namespaces.shares_processes());
+
+        let joined = Joined { processes: Some("other".to_owned()), ..joined };
+        let namespaces = Namespaces::from_spec(Some(&linux), Some(&joined)).expect("reads");
+        assert!(namespaces.shares_processes());
+        assert_eq!(namespaces.clone_flags(), (libc::CLONE_NEWNS | libc::CLONE_NEWUTS) as u64);
+        assert_eq!(namespaces.joined_flags(), libc::CLONE_NEWNET | libc::CLONE_NEWIPC);
+        assert_eq!(namespaces.join_flags(), all);
     }
 
     #[test]

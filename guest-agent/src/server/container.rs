@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use kiln_protocol::{ExecId, FailurePhase, Network};
+use kiln_protocol::{ExecId, ExitStatus, FailurePhase, Network};
 
 use super::process::Process;
 use crate::cgroup::{Cgroup, Notices};
@@ -14,8 +14,11 @@ use crate::rootfs::devices::DeviceStore;
 /// A container. Dropping it kills what is left of it.
 #[derive(Debug)]
 pub struct Container {
-    /// Its first process. The kernel ends the others with it, and has it reaped last.
+    /// Its first process. The kernel ends the others with it, and has it reaped last, unless it lives in
+    /// the PID namespace of another container's.
     pub first: Process,
+    /// How that has ended, while others of the container are still to go.
+    pub ended: Option<ExitStatus>,
     /// Its execs.
     pub execs: BTreeMap<ExecId, Process>,
     /// Every exec there has been.
@@ -53,6 +56,11 @@ impl Container {
                 Err(Failure::new(FailurePhase::Network, why))
             }
         }
+    }
+
+    /// Nothing of it is left but its first process, if that is.
+    pub fn is_over(&self) -> bool {
+        self.execs.is_empty() && self.events.read("populated") == 0
     }
 
     /// An exec, or the first process.

@@ -76,8 +76,10 @@ pub enum State {
 /// A process.
 #[derive(Debug)]
 pub struct Process {
-    /// Its id, not yet reaped.
+    /// Its id, in the agent's PID namespace.
     pub pid: libc::pid_t,
+    /// It has ended and been reaped: by now its id may be another's.
+    pub reaped: bool,
     /// How far it is.
     pub state: State,
     /// Why it is not going to be: reported when it has ended.
@@ -97,8 +99,15 @@ pub struct Process {
 impl Process {
     /// Sends it a signal. One that has ended takes none.
     pub fn signal(&self, signal: i32) {
-        // SAFETY: plain numbers; the process is not reaped as long as it is listed.
-        unsafe { libc::kill(self.pid, signal) };
+        if !self.reaped {
+            // SAFETY: plain numbers; the id is this process's until it is reaped.
+            unsafe { libc::kill(self.pid, signal) };
+        }
+    }
+
+    /// Whether it has this id.
+    pub fn has_id(&self, pid: libc::pid_t) -> bool {
+        !self.reaped && self.pid == pid
     }
 }
 

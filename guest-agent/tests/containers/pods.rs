@@ -11,7 +11,8 @@ const SANDBOX: &str = "c";
 
 /// All that a pod's containers have in common.
 fn joined() -> Joined {
-    Joined { container: SANDBOX.to_owned(), network: true, ipc: true, uts: true }
+    let container = SANDBOX.to_owned();
+    Joined { container, network: true, ipc: true, uts: true, processes: None }
 }
 
 /// A guest with a pod's sandbox, and a root file system for a second container.
@@ -33,8 +34,23 @@ fn without_hostname(mut config: Value) -> Value {
 
 /// Creates and starts a container of the pod.
 fn begin(guest: &mut Guest, name: &str, config: &Value, binds: Vec<BindMount>) -> Outputs {
+    begin_in(guest, name, joined(), (config, binds))
+}
+
+/// As [`begin`], in the PID namespace of another.
+fn begin_among(guest: &mut Guest, name: &str, script: &str, others: &str) -> Outputs {
+    let joined = Joined { processes: Some(others.to_owned()), ..joined() };
+    begin_in(guest, name, joined, (&without_hostname(shell(script)), Vec::new()))
+}
+
+fn begin_in(
+    guest: &mut Guest,
+    name: &str,
+    joined: Joined,
+    (config, binds): (&Value, Vec<BindMount>),
+) -> Outputs {
     let (stdio, outputs) = guest.outputs();
-    guest.create_in(name, "containers/7", Some(joined()), (config, binds, stdio));
+    guest.create_in(name, "containers/7", Some(joined), (config, binds, stdio));
     let created = |message: &FromAgent| matches!(message, FromAgent::Created { .. });
     guest.expect(|message| names(name)(message) && created(message)).expect("created");
     let outputs = guest.read(outputs);
@@ -120,6 +136,55 @@ fn containers_have_files_execs_and_signals_of_their_own() {
     // Its name is free again.
     let outputs = begin(&mut guest, "second", &shell("exit 3"), Vec::new());
     assert_eq!(end(&mut guest, "second", outputs).0.in_shell(), 3);
+    guest.kill();
+}
+
+/// How many processes have this in their command line, as the sandbox sees it. Those that have ended
+/// have none.
+fn seen_by_sandbox(guest: &mut Guest, words: &str) -> String {
+    let script =
+        format!("cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -o '[s]leep {words}' | wc -l");
+    guest.exec(&shell_process(&script)).expect("runs").stdout
+}
+
+#[test]
+fn container_in_the_pid_namespace_of_another_ends_with_all_that_is_its_own() {
+    let mut guest = pod();
+    let script = "tr '\\0' ' ' < /proc/1/cmdline; echo; (sleep 771; true) & sleep 771 &
+        read line < /proc/self/stat; [ $$ != 1 ] && echo other; exit 3";
+    let outputs = begin_among(&mut guest, "second", script, SANDBOX);
+    let (status, text) = end(&mut guest, "second", outputs);
+    assert_eq!((status.in_shell(), text.as_str()), (3, "sleep 1000 \nother\n"));
+    assert_eq!(seen_by_sandbox(&mut guest, "771"), "0\n");
+
+    // Execs are its own too: their ends come before its.
+    let outputs = begin_among(&mut guest, "second", "exec sleep 772", SANDBOX);
+    let process = serde_json::value::to_raw_value(&shell_process("exec sleep 773")).expect("JSON");
+    let stdio = Stdio::Pipes { stdin: None, stdout: None, stderr: None };
+    let (container, exec) = ("second".to_owned(), ExecId(5));
+    guest.send(&ToAgent::Exec(Box::new(ExecProcess { container, exec, process, stdio })));
+    let started = |message: &FromAgent| matches!(message, FromAgent::ExecStarted { .. });
+    guest.expect(started).expect("started");
+    assert_eq!(seen_by_sandbox(&mut guest, "77[23]"), "2\n");
+    let container = "second".to_owned();
+    guest.send(&ToAgent::Signal { container, exec: None, signal: libc::SIGTERM, all: false });
+    match guest.receive() {
+        FromAgent::ExecExited { status, .. } => assert_eq!(status.in_shell(), 137),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(end(&mut guest, "second", outputs).0.in_shell(), 143);
+    assert_eq!(seen_by_sandbox(&mut guest, "77[23]"), "0\n");
+
+    // A third may live among the second's, which has a namespace of its own: its end is the third's.
+    let second =
+        begin(&mut guest, "second", &without_hostname(shell("exec sleep 774")), Vec::new());
+    let script = "tr '\\0' ' ' < /proc/1/cmdline; exec sleep 775";
+    let third = begin_among(&mut guest, "third", script, "second");
+    let container = "second".to_owned();
+    guest.send(&ToAgent::Signal { container, exec: None, signal: libc::SIGKILL, all: false });
+    let (status, text) = end(&mut guest, "third", third);
+    assert_eq!((status.in_shell(), text.as_str()), (137, "sleep 774 "));
+    assert_eq!(end(&mut guest, "second", second).0.in_shell(), 137);
     guest.kill();
 }
 

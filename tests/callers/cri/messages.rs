@@ -6,12 +6,16 @@ use std::collections::HashMap;
 
 use prost::Message;
 
-/// `NamespaceMode`: whose namespace it is. 0 is the pod's.
+/// `NamespaceMode`: whose namespace it is.
 pub mod namespace {
+    /// That of the pod.
+    pub const POD: i32 = 0;
     /// That of the container alone.
     pub const CONTAINER: i32 = 1;
     /// That of the host.
     pub const NODE: i32 = 2;
+    /// That of another container of the pod's.
+    pub const TARGET: i32 = 3;
 }
 
 /// `ContainerState`.

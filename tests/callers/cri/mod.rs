@@ -5,4 +5,5 @@ mod containers;
 mod messages;
 mod node;
 mod pods;
+mod processes;
 mod security;

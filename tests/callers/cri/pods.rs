@@ -1,6 +1,8 @@
 //! What a pod is to its containers.
 
-use super::messages::{LinuxContainerResources, PodSandboxStatsResponse, namespace, state};
+use super::messages::{
+    LinuxContainerResources, NamespaceOption, PodSandboxStatsResponse, namespace, state,
+};
 use super::node::{Node, ask, container_status, exec, of, stop};
 use crate::stage::{Stage, eventually, on_stage};
 
@@ -34,26 +36,32 @@ fn containers_of_a_pod_share_a_machine_its_network_and_its_volumes() {
 }
 
 #[test]
-fn pod_of_the_hosts_network_has_a_loopback_interface_for_its_containers() {
+fn pod_of_the_hosts_namespaces_has_those_of_its_guest() {
     on_stage(|stage| {
         let node = Node::new(stage);
         let mut config = node.pod_config();
         // As a kubelet does it: the host's name is the pod's.
         config.hostname.clear();
         let security = config.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
-        let options = security.and_then(|security| security.namespace_options.as_mut());
-        options.expect("options").network = namespace::NODE;
+        let of_host = NamespaceOption {
+            network: namespace::NODE,
+            pid: namespace::NODE,
+            ipc: namespace::NODE,
+            ..Default::default()
+        };
+        security.expect("security").namespace_options = Some(of_host.clone());
         let pod = node.run(config.clone()).unwrap_or_else(|refusal| panic!("{refusal}"));
         let container = |name: &str, script: &str| {
             let mut container = pod.container(name, script);
-            container.security().namespace_options.as_mut().expect("options").network =
-                namespace::NODE;
+            container.security().namespace_options = Some(of_host.clone());
             container
         };
         let server = container("server", "exec nc -ll -p 5000 -e cat");
         let server = pod.start(server).unwrap_or_else(|refusal| panic!("server: {refusal}"));
-        let script = "until echo over | nc 127.0.0.1 5000; do sleep 0.1; done; ls /sys/class/net";
-        assert_eq!(pod.output(container("client", script)), (0, "over\nlo\n".to_owned()));
+        let script = "until echo over | nc 127.0.0.1 5000; do sleep 0.1; done; ls /sys/class/net
+            tr '\\0' ' ' < /proc/1/cmdline; echo";
+        let found = pod.output(container("client", script));
+        assert_eq!(found, (0, "over\nlo\nsleep 1000000 \n".to_owned()));
         assert_eq!(container_status(&server).state, state::RUNNING);
         pod.remove();
     });

@@ -18,7 +18,7 @@ impl Agent {
         question: &Question,
     ) -> io::Result<()> {
         let cpus = self.environment.cpus;
-        let answer = match self.containers.get_mut(container) {
+        let answer = match self.living(container) {
             None => Err(format!("container {container:?} does not run")),
             Some(asked) if asked.first.state == State::Creating => {
                 Err(format!("container {container:?} is not set up yet"))
@@ -79,8 +79,10 @@ impl Agent {
         }
     }
 
-    /// Looks at whether a container that is to pause stands still by now.
+    /// Looks at whether a container that is to end has no processes any more, and whether one that is to
+    /// pause stands still by now.
     fn on_cgroup_event(&mut self, container: &str) -> io::Result<()> {
+        self.end_if_over(container)?;
         let Some(asked) = self.containers.get_mut(container) else { return Ok(()) };
         if asked.events.read("frozen") == 0 {
             return Ok(());

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 
-use kiln_protocol::{CreateContainer, ExecProcess, FailurePhase, Network, Stdio};
+use kiln_protocol::{CreateContainer, ExecProcess, FailurePhase, Joined, Network, Stdio};
 
 use super::{Agent, FIRST_CGROUP, FIRST_CHANNEL, FIRST_MEMORY};
 use crate::cgroup::{Cgroup, Notices};
 use crate::console;
 use crate::container::Plan;
 use crate::container::channel::Command;
-use crate::container::launch::{self, Launched};
+use crate::container::launch::{self, Launched, Others};
 use crate::failure::{During, Failure};
 use crate::process::ProcessPlan;
 use crate::server::container::Container;
@@ -49,7 +49,7 @@ impl Agent {
 
     pub(super) fn start(&mut self, container: &str, network: Option<&Network>) -> io::Result<()> {
         let name = ProcessName::first(container);
-        let refused = match self.containers.get_mut(container) {
+        let refused = match self.living(container) {
             Some(container) if container.first.state == State::Created => {
                 match container.connect(network) {
                     Ok(()) => execute(&mut container.first),
@@ -69,8 +69,7 @@ impl Agent {
         create: &CreateContainer,
     ) -> Result<Vec<(StreamToken, Endpoint)>, Failure> {
         let plan = Plan::new(create, self.environment.cpus)?;
-        let joined = plan.namespaces.joined.as_ref();
-        let joined = joined.map(|joined| self.first_process(&joined.container)).transpose()?;
+        let others = self.others(plan.namespaces.joined.as_ref())?;
         let unique = self.next_unique();
         let (supplies, devices) = supplies::gather(&self.environment, &plan, unique)?;
         let user = plan.namespaces.user.as_ref();
@@ -82,10 +81,11 @@ impl Agent {
         let events = self.watch_cgroup(&cgroup, unique);
         let (events, memory_events) =
             events.during(FailurePhase::Cgroups, || "watch the container's cgroup")?;
-        let launched = launch::launch(&plan, supplies, joined, ends, &cgroup)?;
+        let launched = launch::launch(&plan, supplies, others, ends, &cgroup)?;
         let first = new_process(launched, unique, plan.process.clone(), &create.stdio);
         let container = Container {
             first,
+            ended: None,
             execs: BTreeMap::new(),
             exec_ids: HashSet::new(),
             plan,
@@ -100,11 +100,21 @@ impl Agent {
         Ok(endpoints)
     }
 
-    /// A pidfd of the first process of a container whose namespaces another is to join.
-    fn first_process(&self, container: &str) -> Result<OwnedFd, Failure> {
+    /// The processes whose namespaces a container is to join.
+    fn others(&mut self, joined: Option<&Joined>) -> Result<Others, Failure> {
+        let Some(joined) = joined else { return Ok(Others::default()) };
+        let processes = joined.processes.as_ref();
+        Ok(Others {
+            sandbox: Some(self.first_process(&joined.container)?),
+            processes: processes.map(|container| self.first_process(container)).transpose()?,
+        })
+    }
+
+    /// A pidfd of a container's first process.
+    fn first_process(&mut self, container: &str) -> Result<OwnedFd, Failure> {
         let phase = FailurePhase::Namespaces;
         let refuse = |why| Failure::new(phase, format!("container {container:?} {why}"));
-        let first = match self.containers.get(container) {
+        let first = match self.living(container) {
             Some(container) if container.first.state != State::Creating => &container.first,
             Some(_) => return Err(refuse("is not set up yet")),
             None => return Err(refuse("does not run: its namespaces are gone")),
@@ -135,8 +145,7 @@ impl Agent {
             Failure { phase: FailurePhase::Exec, message: why, exit_code: NOT_RUNNING }
         };
         let container = self
-            .containers
-            .get_mut(&exec.container)
+            .living(&exec.container)
             .ok_or_else(|| refuse("does not run: it has ended, or never was"))?;
         if container.first.state == State::Creating || container.first.failure.is_some() {
             return Err(refuse("is not set up yet"));
@@ -201,6 +210,7 @@ pub(super) fn execute(process: &mut Process) {
 fn new_process(launched: Launched, unique: u64, plan: ProcessPlan, stdio: &Stdio) -> Process {
     Process {
         pid: launched.pid,
+        reaped: false,
         state: State::Creating,
         failure: None,
         channel: Some(launched.channel),

@@ -246,6 +246,11 @@ impl Agent {
         self.containers.get_mut(&name.container)?.process_mut(name.exec)
     }
 
+    /// A container whose first process has not ended.
+    fn living(&mut self, container: &str) -> Option<&mut Container> {
+        self.containers.get_mut(container).filter(|container| container.ended.is_none())
+    }
+
     /// The process that has a property.
     fn find(&self, wanted: impl Fn(&Process) -> bool) -> Option<ProcessName> {
         self.containers.iter().find_map(|(container, processes)| {

@@ -100,7 +100,7 @@ impl Agent {
             if pid <= 0 {
                 return Ok(());
             }
-            if let Some(name) = self.find(|process| process.pid == pid) {
+            if let Some(name) = self.find(|process| process.has_id(pid)) {
                 self.on_end(name, status)?;
             }
         }
@@ -115,11 +115,31 @@ impl Agent {
         self.relays.end_input(&name);
         let status = exit_status(status);
         match name.exec {
+            None if container.plan.namespaces.shares_processes() => {
+                // What it leaves lives in another container's PID namespace, and doesn't end with it.
+                container.first.reaped = true;
+                container.ended = Some(status);
+                if let Err(error) = container.cgroup.kill() {
+                    console::say(format_args!("{name}: what it leaves is not killed: {error}"));
+                }
+                self.end_if_over(&name.container)
+            }
             None => self.on_end_of_container(name, status),
-            Some(exec) => match container.execs.remove(&exec) {
-                Some(process) => self.report_end(name, &process, status, false),
-                None => Ok(()),
-            },
+            Some(exec) => {
+                let Some(process) = container.execs.remove(&exec) else { return Ok(()) };
+                let container = name.container.clone();
+                self.report_end(name, &process, status, false)?;
+                self.end_if_over(&container)
+            }
+        }
+    }
+
+    /// Ends a container whose first process has ended, once nothing else of it is left.
+    pub(super) fn end_if_over(&mut self, container: &str) -> io::Result<()> {
+        let ended = self.containers.get(container).filter(|container| container.is_over());
+        match ended.and_then(|container| container.ended) {
+            Some(status) => self.on_end_of_container(ProcessName::first(container), status),
+            None => Ok(()),
         }
     }
 
