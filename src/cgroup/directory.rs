@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::hierarchies::{Hierarchy, Kind, way};
+use super::limits::KEPT;
 
 /// Controllers that limits need, version 2.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
@@ -117,6 +118,21 @@ impl Directory {
             Kind::V2 => "cgroup.procs",
         };
         self.write(file, "0")
+    }
+
+    /// Sets a limit, of which a part may stay as it is ([`KEPT`]).
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn set(&self, file: &str, value: &str) -> io::Result<()> {
+        match value.strip_prefix(KEPT) {
+            Some(rest) if rest.starts_with(' ') => {
+                let text = fs::read_to_string(self.path.join(file))?;
+                let kept = text.split_whitespace().next().unwrap_or("max");
+                self.write(file, &format!("{kept}{rest}"))
+            }
+            _ => self.write(file, value),
+        }
     }
 
     /// Writes a file of the directory, which is there already.

@@ -25,6 +25,9 @@ pub const TRANSLATION_MIB: u64 = 1024;
 /// Tasks that the processes of a sandbox get beside the bundle's limit.
 pub const OVERHEAD_TASKS: i64 = 512;
 
+/// Stands for the first word of what a file has, which is to stay.
+pub const KEPT: &str = "-";
+
 /// A value for a file of a cgroup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Setting {
@@ -32,7 +35,7 @@ pub struct Setting {
     pub field: String,
     /// In version 1: the controller, the file, and the value.
     pub v1: Option<(String, String, String)>,
-    /// In version 2: the file and the value.
+    /// In version 2: the file and the value, which may begin with [`KEPT`].
     pub v2: Option<(String, String)>,
 }
 
@@ -79,10 +82,12 @@ impl Limits {
         if let Some(cpu) = resources.cpu() {
             settings.cpu(cpu);
         }
-        if let Some(limit) = resources.pids().as_ref().map(|pids| pids.limit())
-            && limit > 0
+        if let Some(limit) = resources.pids().as_ref().map(|pids| pids.limit()).filter(|l| *l != 0)
         {
-            let limit = limit.saturating_add(OVERHEAD_TASKS).to_string();
+            let limit = match limit {
+                1.. => limit.saturating_add(OVERHEAD_TASKS).to_string(),
+                _ => "max".to_owned(),
+            };
             settings.both("pids.limit", "pids", ("pids.max", &limit), ("pids.max", &limit));
         }
         if let Some(block_io) = resources.block_io() {
@@ -187,7 +192,8 @@ impl Settings {
     }
 }
 
-/// Quota and period have one file in version 2 and two in version 1.
+/// Quota and period have one file in version 2 and two in version 1. Either may be changed without the
+/// other.
 fn cpu_time(cpu: &LinuxCpu) -> Vec<Setting> {
     let of_v1 = |field: &str, file: &str, value: String| Setting {
         field: field.to_owned(),
@@ -204,8 +210,10 @@ fn cpu_time(cpu: &LinuxCpu) -> Vec<Setting> {
         settings.push(of_v1("cpu.quota", "cpu.cfs_quota_us", quota.max(-1).to_string()));
     }
     if period.is_some() || quota.is_some() {
-        let quota = quota.and_then(positive).map_or_else(|| "max".to_owned(), |q| q.to_string());
-        let value = format!("{quota} {}", period.unwrap_or(100_000));
+        let time = |quota| positive(quota).map_or_else(|| "max".to_owned(), |q| q.to_string());
+        let quota = quota.map_or_else(|| KEPT.to_owned(), time);
+        // Without a period the kernel leaves that as it is.
+        let value = period.map_or_else(|| quota.clone(), |period| format!("{quota} {period}"));
         let v2 = Some(("cpu.max".to_owned(), value));
         settings.push(Setting { field: "cpu.quota".to_owned(), v1: None, v2 });
     }
@@ -302,7 +310,12 @@ mod tests {
             ]
         );
         assert_eq!(v1(&found.cpu_time), [("cpu.cfs_quota_us", "50000"), ("cpu.cfs_burst_us", "7")]);
-        assert_eq!(v2(&found.cpu_time), [("cpu.max", "50000 100000"), ("cpu.max.burst", "7")]);
+        assert_eq!(v2(&found.cpu_time), [("cpu.max", "50000"), ("cpu.max.burst", "7")]);
+        let unlimited = limits(json!({"pids": {"limit": -1}, "cpu": {"quota": -1}}));
+        assert_eq!(v2(&unlimited.standing), [("pids.max", "max")]);
+        assert_eq!(v2(&unlimited.cpu_time), [("cpu.max", "max")]);
+        let period = limits(json!({"cpu": {"period": 20_000}}));
+        assert_eq!(v2(&period.cpu_time), [("cpu.max", "- 20000")]);
     }
 
     proptest! {

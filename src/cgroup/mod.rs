@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
 use self::directory::Directory;
@@ -176,7 +177,7 @@ impl Cgroup {
                 (Kind::V2, _, Some((file, value))) => (file, value),
                 _ => continue,
             };
-            match directory.write(file, value) {
+            match directory.set(file, value) {
                 Ok(()) => return Ok(()),
                 // The controller is in another hierarchy, or this kernel has no such limit.
                 Err(error) if error.kind() == ErrorKind::NotFound => applies = true,
@@ -243,7 +244,10 @@ impl Cgroup {
 /// The files are opened beforehand, since the kernel looks at who opened them: a process that has
 /// entered a cgroup namespace can't open its way out of it.
 #[derive(Debug)]
-pub struct Origin(Vec<File>);
+pub struct Origin {
+    processes: Vec<File>,
+    namespace: Option<File>,
+}
 
 impl Origin {
     /// Where it is now.
@@ -255,12 +259,26 @@ impl Origin {
         let open = |hierarchy: Hierarchy| {
             File::options().write(true).open(hierarchy.own.join("cgroup.procs")).ok()
         };
-        Ok(Self(hierarchies.into_iter().filter_map(open).collect()))
+        let processes = hierarchies.into_iter().filter_map(open).collect();
+        // A kernel may have none.
+        let namespace = File::open("/proc/self/ns/cgroup").ok();
+        Ok(Self { processes, namespace })
+    }
+
+    /// Has the calling thread see cgroups from where it was: where version 2 is mounted with
+    /// `nsdelegate`, as systemd mounts it, nobody sets a limit of the cgroup that is the root of his
+    /// namespace. Whoever has no right to go there had none to leave.
+    pub fn lend_view(&self) {
+        if let Some(namespace) = &self.namespace
+            && let Err(error) = setns(namespace, CloneFlags::CLONE_NEWCGROUP)
+        {
+            tracing::debug!(%error, "cgroup namespace");
+        }
     }
 
     /// Moves the calling process back, with all of its threads, wherever that is still possible.
     pub fn go_back(&self) {
-        for mut file in &self.0 {
+        for mut file in &self.processes {
             if let Err(error) = file.write_all(b"0") {
                 tracing::debug!(%error, "cannot go back to a cgroup");
             }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::limits::Setting;
+use super::limits::{KEPT, Setting};
 use super::path::Scope;
 
 /// How long systemd may take to move a process into a new scope.
@@ -68,7 +68,7 @@ pub fn start(scope: &Scope, description: &str) -> anyhow::Result<()> {
 /// # Errors
 /// What systemd says.
 pub fn limit(unit: &str, limits: &[Setting]) -> anyhow::Result<()> {
-    let properties: Vec<_> = limits.iter().filter_map(property).collect();
+    let properties: Vec<_> = limits.iter().flat_map(properties).collect();
     if properties.is_empty() {
         return Ok(());
     }
@@ -80,21 +80,37 @@ pub fn limit(unit: &str, limits: &[Setting]) -> anyhow::Result<()> {
     call(&arguments)
 }
 
-/// The property for a limit, and its value: all are unsigned numbers of 64 bits.
-fn property(limit: &Setting) -> Option<(&'static str, String)> {
-    let (file, value) = limit.v2.as_ref()?;
-    match file.as_str() {
-        "memory.max" => Some(("MemoryMax", value.clone())),
-        "pids.max" => Some(("TasksMax", value.clone())),
-        "cpu.weight" => Some(("CPUWeight", value.clone())),
-        "cpu.max" => {
-            let (quota, period) = value.split_once(' ')?;
-            let (quota, period): (u64, u64) = (quota.parse().ok()?, period.parse().ok()?);
-            let a_second = quota.checked_mul(1_000_000)?.checked_div(period)?;
-            Some(("CPUQuotaPerSecUSec", a_second.to_string()))
-        }
-        _ => None,
+/// The properties for a limit, and their values: all are unsigned numbers of 64 bits.
+fn properties(limit: &Setting) -> Vec<(&'static str, String)> {
+    let Some((file, value)) = &limit.v2 else { return Vec::new() };
+    let name = match file.as_str() {
+        "memory.max" => "MemoryMax",
+        "memory.swap.max" => "MemorySwapMax",
+        "memory.low" => "MemoryLow",
+        "pids.max" => "TasksMax",
+        "cpu.weight" => "CPUWeight",
+        "cpu.max" => return cpu_time(value).unwrap_or_default(),
+        _ => return Vec::new(),
+    };
+    vec![(name, number(value))]
+}
+
+/// systemd has the quota as what it makes in a second, and a period of 100 ms unless it is told one.
+fn cpu_time(value: &str) -> Option<Vec<(&'static str, String)>> {
+    const QUOTA: &str = "CPUQuotaPerSecUSec";
+    let (quota, period) = value.split_once(' ').unwrap_or((value, "100000"));
+    if quota == KEPT {
+        return None;
     }
+    let period: u64 = period.parse().ok()?;
+    let Ok(quota) = quota.parse::<u64>() else { return Some(vec![(QUOTA, number(quota))]) };
+    let a_second = quota.checked_mul(1_000_000)?.checked_div(period)?;
+    Some(vec![(QUOTA, a_second.to_string()), ("CPUQuotaPeriodUSec", period.to_string())])
+}
+
+/// What has no limit is the greatest number to systemd.
+fn number(value: &str) -> String {
+    if value == "max" { u64::MAX.to_string() } else { value.to_owned() }
 }
 
 /// Has systemd forget a scope. One that it has forgotten already is no error.
@@ -139,17 +155,27 @@ mod tests {
 
     #[test]
     fn systemd_is_told_what_it_has_properties_for() {
-        let property = |file: &str, value: &str| {
+        let told = |file: &str, value: &str| {
             let v2 = Some((file.to_owned(), value.to_owned()));
-            property(&Setting { field: String::new(), v1: None, v2 })
+            properties(&Setting { field: String::new(), v1: None, v2 })
         };
-        let quota = Some(("CPUQuotaPerSecUSec", "1500000".to_owned()));
-        assert_eq!(property("cpu.max", "75000 50000"), quota);
-        assert_eq!(property("pids.max", "7"), Some(("TasksMax", "7".to_owned())));
-        for (file, value) in
-            [("cpu.max", "max 100000"), ("cpu.max", "1 0"), ("io.max", "8:0 rbps=1")]
+        let unlimited = u64::MAX.to_string();
+        for (file, value, expected) in [
+            ("pids.max", "7", ("TasksMax", "7")),
+            ("pids.max", "max", ("TasksMax", &*unlimited)),
+            ("memory.swap.max", "max", ("MemorySwapMax", &*unlimited)),
+            ("cpu.max", "max", ("CPUQuotaPerSecUSec", &*unlimited)),
+            ("cpu.max", "75000", ("CPUQuotaPerSecUSec", "750000")),
+            ("cpu.max", "75000 50000", ("CPUQuotaPerSecUSec", "1500000")),
+        ] {
+            let told = told(file, value);
+            let (name, value) = told.first().expect("a property");
+            assert_eq!((*name, &**value), expected);
+        }
+        assert_eq!(told("cpu.max", "1 5000")[1], ("CPUQuotaPeriodUSec", "5000".to_owned()));
+        for (file, value) in [("cpu.max", "- 100000"), ("cpu.max", "1 0"), ("io.max", "8:0 rbps=1")]
         {
-            assert_eq!(property(file, value), None);
+            assert_eq!(told(file, value), []);
         }
     }
 }

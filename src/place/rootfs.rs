@@ -5,8 +5,8 @@
 //! has opened and started everything: the bundle's root file system with the bundle's bind mounts in
 //! their places, and nothing else of the host. What the guest mounts by itself isn't there.
 //!
-//! Paths of the host mean nothing in there. What is to be done by path at the sandbox's end is done
-//! after [`Host::go_back`].
+//! Paths of the host mean nothing in there, and may mean what the container's author likes. What is to
+//! be done by path is done after [`Host::go_back`], or by a thread that [`Host::lend`] has let out.
 
 use std::fs::File;
 use std::io;
@@ -98,6 +98,15 @@ fn put(top: BorrowedFd<'_>, source: OwnedFd, destination: &Path) -> io::Result<(
 }
 
 impl Host {
+    /// Moves the calling thread, which is to do something by paths of the host, there for good.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn lend(&self) -> io::Result<()> {
+        unshare(CloneFlags::CLONE_FS)?;
+        Ok(setns(&self.0, CloneFlags::CLONE_NEWNS)?)
+    }
+
     /// Moves the calling thread, the process's first, back.
     ///
     /// # Errors

@@ -114,6 +114,20 @@ fn every_process_is_in_the_named_cgroup_with_limits_and_delete_removes_it() {
     let quota = limit("cpu", &path, "cpu.cfs_quota_us", "cpu.max");
     assert!(quota == "150000" || quota == "150000 100000", "{quota}");
 
+    // The paths of the host are not those of the container, which may have the same.
+    let update =
+        ["update", "--memory", "128m", "--pids-limit", "60", "--cpu-quota", "50000", "test"];
+    succeeds(&stage, &update);
+    let memory = limit("memory", &path, "memory.limit_in_bytes", "memory.max");
+    assert_eq!(
+        memory,
+        ((256 + 8 + 96 + 256 + 1024) << 20).to_string(),
+        "the machine is what it was"
+    );
+    assert_eq!(limit("pids", &path, "pids.max", "pids.max"), (60 + 512).to_string());
+    let quota = limit("cpu", &path, "cpu.cfs_quota_us", "cpu.max");
+    assert!(quota == "50000" || quota == "50000 100000", "{quota}");
+
     succeeds(&stage, &["delete", "--force", "test"]);
     assert!(!made.is_empty() && directories(&parent).is_empty(), "{:?}", directories(&parent));
     assert!(stage.is_clean());

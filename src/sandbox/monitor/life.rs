@@ -48,7 +48,7 @@ impl Monitor {
         self.timeline.enter(Phase::Create);
         let activity = Arc::new(Activity::limited(self.budget.clone()));
         let outputs = self.create(&broker, files, &activity).await?;
-        self.record.cgroup.apply(&self.limits.cpu_time)?;
+        self.limit(&self.limits.cpu_time)?;
         self.note(Status::Created)?;
         let asked = match self.mode {
             Mode::Create => {

@@ -10,10 +10,12 @@
 //! * [`memory`]: what happens when the container's memory runs out.
 //! * [`outcome`]: what the command is told in the end.
 //! * [`overrun`]: the limits of time and output, which the monitor keeps.
+//! * [`host`]: the container's place on the host, and the way out of it.
 //! * [`failure`]: why a container didn't run to its own end.
 
 mod execs;
 mod failure;
+mod host;
 mod inspection;
 mod life;
 mod members;
@@ -417,23 +419,6 @@ impl Monitor {
         if let Some(command) = self.command.take() {
             // A command that has gone by now has been told by the pid file and the state.
             let _ = packet::send_message(command.as_fd(), &FromMonitor::Reached);
-        }
-    }
-
-    /// Goes to where tools on the host look for the container's files. By now nothing is opened by
-    /// path any more until the end.
-    fn enter_rootfs(&mut self) {
-        match place::rootfs::enter(&self.container) {
-            Ok(host) => self.host = host,
-            Err(error) => tracing::warn!("tools on the host can't enter the container: {error:#}"),
-        }
-    }
-
-    fn leave_rootfs(&mut self) {
-        if let Some(host) = self.host.take()
-            && let Err(error) = host.go_back()
-        {
-            tracing::warn!(%error, "the host's files can't be reached any more");
         }
     }
 

@@ -211,8 +211,7 @@ impl Monitor {
             self.container.memory_limit = u64::try_from(memory).ok();
         }
         let limits = &change.limits;
-        let cgroup = &self.record.cgroup;
-        match cgroup.apply(&limits.standing).and_then(|()| cgroup.apply(&limits.cpu_time)) {
+        match self.limit(&limits.standing).and_then(|()| self.limit(&limits.cpu_time)) {
             Ok(()) => Reply::Done,
             Err(error) => {
                 Reply::refusal(format!("the limits hold in the guest, but on the host: {error:#}"))
