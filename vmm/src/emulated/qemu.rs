@@ -17,6 +17,14 @@
 //! * `rep stosb` and `rep movsb` are one write a byte here, so the guest is not told that they are fast
 //!   (`erms`, `fsrm`).
 //!
+//! # What keeps it right
+//! QEMU before 8.0 leaves the flags in disorder after `cmpxchg16b`, until the next instruction that sets
+//! them: it computes them from what an earlier one has left. An interrupt in between saves and restores
+//! them as they are, single-step mode among them, of which the kernel dies; it does where there is little
+//! else than interrupts, in a machine within a machine. So the kernel is told not to use the instruction
+//! for its own memory, as it would all the time (`clearcpuid=cx16`). Programs find it all the same, as
+//! they must (x86-64-v2).
+//!
 //! # How a guest ends
 //! A write to [`POWER_OFF_PORT`] ends QEMU with an odd status, which nothing else does but a failure
 //! of its own (status 1), so the value 0 isn't told from one: what was written is
@@ -38,9 +46,9 @@ const NO_CONTROL_QUEUE: &str = "ctrl_vq=off,ctrl_rx=off,ctrl_rx_extra=off,ctrl_v
 /// which is QEMU's.
 const FREE_PAGE_REPORTING: [&str; 2] = ["-device", "virtio-balloon-device,free-page-reporting=on"];
 
-/// Words for the command line of kiln's own kernel: what ends the machine, and one memory layout for all
-/// processes.
-pub const KERNEL_ARGS: &str = "reboot=t norandmaps";
+/// Words for the command line of kiln's own kernel: what ends the machine, one memory layout for all
+/// processes, and no `cmpxchg16b`.
+pub const KERNEL_ARGS: &str = "reboot=t norandmaps clearcpuid=cx16";
 
 /// A machine for QEMU to run. The descriptors are inherited by it.
 #[derive(Debug)]
