@@ -51,6 +51,13 @@ impl Directory {
         Self { kind: hierarchy.kind.clone(), mount: hierarchy.mount.clone(), path: full, made }
     }
 
+    /// The name of a directory beside it that is there for a moment at most, and that nobody else has.
+    pub fn beside(&self) -> PathBuf {
+        let mut name = self.path.file_name().unwrap_or_default().to_owned();
+        name.push(".kiln-oom");
+        self.path.with_file_name(name)
+    }
+
     /// Whether the directory itself was made for the sandbox.
     pub fn is_made(&self) -> bool {
         self.made.contains(&self.path)
@@ -199,6 +206,8 @@ impl Directory {
     /// # Errors
     /// `EBUSY` as long as there are processes in it.
     pub fn remove(&self) -> io::Result<()> {
+        // A monitor that was killed may have left it; most have not.
+        let _ = fs::remove_dir(self.beside());
         if !self.is_made() {
             return Ok(());
         }

@@ -9,6 +9,8 @@
 //! * [`limits`]: what the host limits, and to what.
 //! * [`directory`]: one directory of one hierarchy.
 //! * [`systemd`]: scopes, where systemd manages the host's cgroups.
+//! * [`oom`]: a kill for want of memory in the guest, counted on the host.
+//! * [`victim`]: whom the host's kernel kills for that.
 //!
 //! # Promises
 //! A directory that holds processes already is refused. What is made is written down before it is
@@ -18,8 +20,10 @@
 mod directory;
 mod hierarchies;
 mod limits;
+mod oom;
 mod path;
 mod systemd;
+mod victim;
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -36,6 +40,7 @@ pub use self::limits::{Limits, Machine, Setting};
 use self::path::Scope;
 pub use self::path::Wanted;
 pub use self::systemd::is_running as systemd_runs;
+pub use self::victim::{VictimConfig, run as run_victim};
 
 /// How long killed processes may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -11,6 +11,7 @@ use kiln_vmm::config::{DevicesConfig, FsConfig, VmmConfig};
 use kiln_vmm::emulated::devices;
 use serde::de::DeserializeOwned;
 
+use crate::cgroup::{self, VictimConfig};
 use crate::sandbox::{self, MonitorConfig, ProxyConfig};
 
 /// Options of every hidden verb.
@@ -53,6 +54,15 @@ pub fn exec_proxy(config: Internal) -> anyhow::Result<ExitCode> {
     rename(c"kiln-exec");
     // SAFETY: the command that started this process handed the descriptors over.
     unsafe { sandbox::run_proxy(config) }
+}
+
+/// `kiln oom-victim`.
+pub fn oom_victim(config: Internal) -> anyhow::Result<ExitCode> {
+    let config: VictimConfig = config.read()?;
+    rename(c"kiln-victim");
+    // SAFETY: the monitor handed the descriptor over.
+    unsafe { cgroup::run_victim(config)? };
+    Ok(ExitCode::SUCCESS)
 }
 
 /// `kiln vmm`.

@@ -204,5 +204,6 @@ fn dispatch(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Verb::Vmm(config) => internal::vmm(config),
         Verb::Devices(config) => internal::devices(config),
         Verb::Fs(config) => internal::fs(config),
+        Verb::OomVictim(config) => internal::oom_victim(config),
     }
 }

@@ -126,6 +126,8 @@ verbs! {
         hidden "monitor" Monitor(internal::Internal);
         /// The process that stands for a further program in a container
         hidden "exec-proxy" ExecProxy(internal::Internal);
+        /// Processes that the kernel kills, for the host's count of such kills
+        hidden "oom-victim" OomVictim(internal::Internal);
         /// The machine of the kvm engine
         hidden "vmm" Vmm(internal::Internal);
         /// The devices of the emulated engine

@@ -51,9 +51,20 @@ pub fn of_monitor() -> anyhow::Result<()> {
 /// # Errors
 /// The kernel refuses.
 pub fn of_proxy(writes_pid_file: bool) -> anyhow::Result<()> {
+    bare(if writes_pid_file { &[Cap::DAC_OVERRIDE] } else { &[] })
+}
+
+/// Restrains a process that is there to be killed, for good: as one that stands for a program in a guest.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn of_victim() -> anyhow::Result<()> {
+    bare(&[])
+}
+
+fn bare(kept: &[Cap]) -> anyhow::Result<()> {
     without_core_dumps()?;
     hardening::no_new_privileges()?;
-    let kept: &[Cap] = if writes_pid_file { &[Cap::DAC_OVERRIDE] } else { &[] };
     keep(kept.iter().copied().collect())?;
     landlock::deny_beyond_files()?;
     Ok(denied::install()?)

@@ -81,6 +81,8 @@ pub enum Event {
     Pod(PodEvent),
     /// The container was to be killed, and the guest has had time enough for that.
     KillOverdue,
+    /// Kills for want of memory are to be counted on the host.
+    OomUncounted,
     /// The agent was to answer the question of this number, and has had time enough for that.
     AnswerOverdue(u32),
     /// The agent was to execute a program, and has had time enough for that.

@@ -177,6 +177,8 @@ impl StateDir {
         }
         let directory = match File::open(&path) {
             Ok(directory) => directory,
+            // Whoever had the lock has removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(unknown()),
             Err(source) => return Err(StateError::Io { path, source }),
         };
         let dir = Self { path, directory, lock };

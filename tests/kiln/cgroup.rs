@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 
-use crate::lifecycle::{create, kiln, succeeds, wait_for};
+use crate::lifecycle::{create, kiln, succeeds, wait_for, wait_for_output};
 use crate::run::{eventually, processes_of};
 use crate::stage::{Stage, errors};
 
@@ -158,6 +158,43 @@ fn without_a_path_it_is_below_the_callers_own_and_goes_with_the_run() {
     drop(child.stdin.take());
     assert!(child.wait().expect("ends").success());
     assert!(below.iter().all(|path| !path.exists()), "{below:?}");
+    assert!(stage.is_clean());
+}
+
+#[test]
+fn memory_that_runs_out_in_the_guest_is_counted_by_the_hosts_cgroup() {
+    let counted = |path: &str| {
+        let text = limit("memory", path, "memory.oom_control", "memory.events");
+        let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        count.and_then(|count| count.parse::<u64>().ok()).expect("a count")
+    };
+    let hog = "dd if=/dev/zero of=/dev/null bs=112M count=1";
+    let resources = json!({"memory": {"limit": 64 << 20}});
+    let path = unique("full");
+    // The container itself ends by it: whoever waits for that finds the count.
+    let stage = Stage::new(&["sh", "-c", &format!("exec {hog}")]);
+    set_path(&stage, &path);
+    stage.edit(|config| config["linux"]["resources"] = resources);
+    let output = stage.run(&["--keep"]).stdin(Stdio::null()).output().expect("kiln");
+    assert_eq!(output.status.code(), Some(137), "{}", errors(&output));
+    assert_eq!(counted(&path), 1, "{}", errors(&output));
+    assert_eq!(stage.state()["annotations"]["io.kiln.oom-killed"], "1");
+    succeeds(&stage, &["delete", "test"]);
+    assert_eq!(directories(&path), Vec::<PathBuf>::new());
+
+    // Others in it do, one after the other, and it lives on.
+    let script = format!("{hog} & {hog} & wait; echo lost; sleep 1000");
+    stage.edit(|config| config["process"]["args"] = json!(["sh", "-c", script]));
+    assert!(create(&stage, &[]).status.success());
+    succeeds(&stage, &["start", "test"]);
+    wait_for_output(&stage, "lost");
+    // One count may stand for several.
+    eventually("the count", || counted(&path) > 0);
+    assert!(is_running(&stage) && counted(&path) <= 2);
+    let beside = path.clone() + ".kiln-oom";
+    eventually("the end of what it takes", || directories(&beside).is_empty());
+    succeeds(&stage, &["delete", "--force", "test"]);
+    assert_eq!(directories(&path), Vec::<PathBuf>::new());
     assert!(stage.is_clean());
 }
 

@@ -315,6 +315,7 @@ impl Monitor {
         if oom_killed {
             self.note_oom_at_end()?;
         }
+        self.count_oom_on_host();
         tracing::info!(?status, oom_killed, "the container has ended");
         let status = status.in_shell();
         self.exit_status = Some(status);

@@ -1,15 +1,18 @@
-//! Memory that ran out in the container: counted in its state, and told to who watches.
+//! Memory that ran out in the container: counted in its state and in its cgroup on the host, and told to
+//! who watches.
 
 use std::time::{Duration, Instant};
 
 use super::Monitor;
 use super::failure::Failure;
 use crate::sandbox::control::{Asker, Reply};
+use crate::sandbox::events::Event;
 
 /// The annotation of the state that has the number of processes killed for want of memory.
 pub const OOM_KILLED: &str = "io.kiln.oom-killed";
 
-/// How often the state is written for this: the guest decides how often there is something to write.
+/// How often the state is written and the host's kernel kills for this: the guest decides how often there
+/// is something to write.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The most commands that watch at once.
@@ -20,6 +23,17 @@ const MAX_WATCHERS: usize = 64;
 pub(super) struct Watchers {
     commands: Vec<Asker>,
     written: Option<Instant>,
+    on_host: OnHost,
+}
+
+/// The count of the host's cgroup.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum OnHost {
+    /// It has all.
+    #[default]
+    Counted,
+    /// It was changed a moment ago; whether it has to be again.
+    Resting { behind: bool },
 }
 
 impl Watchers {
@@ -47,7 +61,31 @@ impl Monitor {
             self.watchers.written = Some(Instant::now());
             self.note(self.record.status)?;
         }
+        match &mut self.watchers.on_host {
+            OnHost::Resting { behind } => *behind = true,
+            OnHost::Counted => self.count_on_host(),
+        }
         Ok(())
+    }
+
+    /// The host's cgroup is to have what it hasn't yet: its last change is a while ago, or the container
+    /// has ended, and its callers may look there.
+    pub(super) fn count_oom_on_host(&mut self) {
+        let behind = self.watchers.on_host == OnHost::Resting { behind: true };
+        self.watchers.on_host = OnHost::Counted;
+        if behind {
+            self.count_on_host();
+        }
+    }
+
+    /// Has the host's cgroup count one kill, for as many as there were since the last time.
+    fn count_on_host(&mut self) {
+        self.watchers.on_host = OnHost::Resting { behind: false };
+        self.sources.tell_after(INTERVAL, Event::OomUncounted);
+        let cgroup = &self.record.cgroup;
+        if let Err(error) = self.on_host(|| cgroup.count_oom_kill()).flatten() {
+            tracing::warn!("the cgroup on the host does not count that memory ran out: {error:#}");
+        }
     }
 
     /// The container has ended, by want of memory. It may be the first that is said of that.

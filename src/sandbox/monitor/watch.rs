@@ -155,6 +155,7 @@ impl Monitor {
                 ));
             }
             Event::KillOverdue => {}
+            Event::OomUncounted => self.count_oom_on_host(),
             Event::OutputExceeded => self.output_exceeded()?,
             Event::AnswerOverdue(number) => self.answer_is_overdue(number)?,
             Event::ExecOverdue(exec) => self.exec_is_overdue(exec),
