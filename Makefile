@@ -6,15 +6,16 @@ LIB     := $(OUT)/lib/kiln
 SHARE   := $(OUT)/share
 export KILN_LIB_DIR := $(CURDIR)/$(LIB)
 
-.PHONY: help build share demo test faults fuzz bench lint kernel setup setup-tests clean
+.PHONY: help build share demo test test-nested faults fuzz bench lint kernel setup setup-tests clean
 
 help:
-	@echo "make build   install what is missing; build the guest kernel, the agent and kiln into $(OUT)/"
-	@echo "make demo    build a real C project and run its tests inside a microVM, then hostile steps"
-	@echo "make test    format, lints, licences and every test"
-	@echo "make faults  300 kills at random moments and every other fault, with a table of what was killed when"
-	@echo "make fuzz    libFuzzer on every parser of untrusted bytes, ten minutes each"
-	@echo "make bench   start-up, memory, stdio and network figures, against a second command in the same run"
+	@echo "make build        install what is missing; build the guest kernel, the agent and kiln into $(OUT)/"
+	@echo "make demo         build a real C project and run its tests inside a microVM, then hostile steps"
+	@echo "make test         format, lints, licences and every test"
+	@echo "make test-nested  kiln in a guest of kiln, to the end: cgroups of version 2, and systemd"
+	@echo "make faults       300 kills at random moments and every other fault, with a table of what was killed when"
+	@echo "make fuzz         libFuzzer on every parser of untrusted bytes, ten minutes each"
+	@echo "make bench        start-up, memory, stdio and network figures, against a second command in the same run"
 
 setup:
 	@setup/install
@@ -54,6 +55,10 @@ lint: setup
 
 test: setup-tests build lint
 	@cargo nextest run --locked --workspace --no-fail-fast
+
+# One after the other: each is a machine within a machine.
+test-nested: setup-tests build
+	@KILN_NESTED_WHOLE=1 cargo test --locked --workspace --test nested -- --nocapture --test-threads=1
 
 # KILN_FAULT_SEED=N repeats the choices of an earlier run.
 faults: setup-tests build

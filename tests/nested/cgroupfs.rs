@@ -5,10 +5,18 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::host::{CGROUPS, eventually, read, within};
-use crate::stage::{Stage, create, errors, processes_of, succeeds};
+use crate::host::{
+    CGROUPS, await_end, await_processes, begin, call_off, eventually, is_whole, read, within,
+};
+use crate::stage::{Stage, kiln, succeeds};
 
 const CGROUP: &str = "/kiln-test/c1";
+
+fn holds(limits: &[(&str, &str)]) {
+    for (file, value) in limits {
+        assert_eq!(read(CGROUP, file), *value, "{file}");
+    }
+}
 
 #[test]
 fn the_cgroup_has_processes_and_limits_and_goes_with_the_container() {
@@ -16,63 +24,66 @@ fn the_cgroup_has_processes_and_limits_and_goes_with_the_container() {
         let stage = Stage::new(&["sleep", "100000"]);
         stage.edit(|config| {
             config["linux"]["cgroupsPath"] = json!(CGROUP);
-            config["linux"]["namespaces"]
-                .as_array_mut()
-                .expect("an array")
-                .push(json!({"type": "cgroup"}));
+            let namespaces = config["linux"]["namespaces"].as_array_mut();
+            namespaces.expect("an array").push(json!({"type": "cgroup"}));
             config["linux"]["resources"] = json!({
                 "memory": {"limit": 64 << 20, "reservation": 32 << 20},
                 "pids": {"limit": 50},
                 "cpu": {"shares": 512, "quota": 150_000, "period": 50_000, "cpus": "0"},
             });
         });
-        let output = create(&stage, &["--memory", "128"]);
-        assert!(output.status.success(), "{}", errors(&output));
-
-        let mut found: Vec<i32> =
-            read(CGROUP, "cgroup.procs").lines().map(|pid| pid.parse().expect("a pid")).collect();
-        let mut expected = processes_of(&stage);
-        expected.retain(|pid| *pid != 1);
-        found.sort_unstable();
-        expected.sort_unstable();
-        assert!(found.len() >= 4, "monitor, file system, devices, QEMU: {found:?}");
-        assert_eq!(found, expected);
-        assert!(found.contains(&stage.state()["pid"].as_i64().map(|pid| pid as i32).expect("pid")));
-
+        let command = begin(&stage, &[]);
+        let processes = await_processes(&stage, &command, CGROUP);
         // The guest has 128 MiB; beside it are 256 MiB, and 1024 MiB of the emulated engine.
         let total = (128 + 256 + 1024) << 20;
-        let limits = |expected: &[(&str, &str)]| {
-            for (file, value) in expected {
-                assert_eq!(read(CGROUP, file), *value, "{file}");
-            }
-        };
-        limits(&[
+        holds(&[
             ("memory.max", &total.to_string()),
             ("memory.low", &(total - (32 << 20)).to_string()),
             ("pids.max", &(50 + 512).to_string()),
-            ("cpu.max", "150000 50000"),
             ("cpu.weight", "20"),
             ("cpuset.cpus", "0"),
+            // The boot isn't the container's.
+            ("cpu.max", "max 100000"),
         ]);
-        assert!(read(CGROUP, "memory.current").parse::<u64>().expect("a number") > 64 << 20);
+        assert!(read(CGROUP, "memory.current").parse::<u64>().expect("a number") > 1 << 20);
         assert!(read(CGROUP, "cpu.stat").contains("usage_usec"));
-
-        succeeds(&stage, &["start", "test"]);
-        eventually("the start", || stage.state()["status"] == "running");
-        for (options, expected) in [
-            (["--pids-limit", "60"], ("pids.max", "572")),
-            (["--pids-limit", "-1"], ("pids.max", "max")),
-            (["--cpu-quota", "40000"], ("cpu.max", "40000 50000")),
-            (["--cpu-period", "80000"], ("cpu.max", "40000 80000")),
-            (["--cpu-quota", "-1"], ("cpu.max", "max 80000")),
-            (["--cpu-share", "2"], ("cpu.weight", "1")),
-        ] {
-            succeeds(&stage, &["update", options[0], options[1], "test"]);
-            limits(&[expected]);
+        if is_whole() {
+            await_end(&stage, command);
+            change(&stage);
+            fill(&stage, processes);
+            succeeds(&stage, &["delete", "--force", "test"]);
+        } else {
+            call_off(command);
         }
-
-        succeeds(&stage, &["delete", "--force", "test"]);
         assert!(!Path::new(CGROUPS).join("kiln-test").exists());
         assert!(stage.is_clean() && fs::exists(format!("{CGROUPS}/caller")).expect("cgroups"));
     });
+}
+
+/// The quota holds from now on, and limits change one by one.
+fn change(stage: &Stage) {
+    holds(&[("cpu.max", "150000 50000")]);
+    succeeds(stage, &["start", "test"]);
+    for (options, expected) in [
+        (["--pids-limit", "60"], ("pids.max", "572")),
+        (["--pids-limit", "-1"], ("pids.max", "max")),
+        (["--cpu-quota", "40000"], ("cpu.max", "40000 50000")),
+        (["--cpu-period", "80000"], ("cpu.max", "40000 80000")),
+        (["--cpu-quota", "-1"], ("cpu.max", "max 80000")),
+        (["--cpu-share", "2"], ("cpu.weight", "1")),
+    ] {
+        succeeds(stage, &["update", options[0], options[1], "test"]);
+        holds(&[expected]);
+    }
+}
+
+/// Memory that runs out in the container is counted where its caller looks, and harms nothing else there.
+fn fill(stage: &Stage, processes: usize) {
+    assert!(read(CGROUP, "memory.events").contains("oom_kill 0"));
+    let hog = ["exec", "test", "dd", "if=/dev/zero", "of=/dev/null", "bs=112M", "count=1"];
+    assert_eq!(kiln(stage, &hog).status.code(), Some(137));
+    eventually("the count", || read(CGROUP, "memory.events").contains("oom_kill 1"));
+    assert_eq!(stage.state()["annotations"]["io.kiln.oom-killed"], "1");
+    assert_eq!(stage.state()["status"], "running");
+    eventually("its end", || read(CGROUP, "cgroup.procs").lines().count() == processes);
 }

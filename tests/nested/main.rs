@@ -14,6 +14,8 @@
 
 mod cgroupfs;
 mod host;
+mod memory_events;
 #[path = "../kiln/stage.rs"]
 #[allow(dead_code, reason = "these tests use a part of it")]
 mod stage;
+mod systemd;
