@@ -27,7 +27,7 @@ fn programs_are_run_in_a_container() {
 }
 
 #[test]
-fn status_and_log_tell_how_a_container_has_ended() {
+fn containers_end_as_they_are_asked_to_and_status_and_log_tell_how() {
     on_stage(|stage| {
         let node = Node::new(stage);
         let pod = node.pod();
@@ -51,15 +51,8 @@ fn status_and_log_tell_how_a_container_has_ended() {
         let refusal = pod.start(config).expect_err("not found");
         assert!(refusal.message.contains("no-such-program"), "{refusal}");
         assert!(refusal.message.contains("executable file not found in $PATH"), "{refusal}");
-        pod.remove();
-    });
-}
 
-#[test]
-fn containers_end_in_their_own_time_or_by_force() {
-    on_stage(|stage| {
-        let node = Node::new(stage);
-        let pod = node.pod();
+        // In its own time, or by force.
         let script = "trap 'echo end; exit 7' TERM; echo up; while :; do sleep 0.1; done";
         let willing = pod.run("willing", script);
         let deaf = pod.run("deaf", "trap '' TERM; echo up; while :; do sleep 0.1; done");

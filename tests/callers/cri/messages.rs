@@ -361,6 +361,37 @@ pub struct ExecSyncResponse {
 }
 
 #[derive(Clone, PartialEq, Message)]
+pub struct ExecRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(string, repeated, tag = "2")]
+    pub cmd: Vec<String>,
+    #[prost(bool, tag = "3")]
+    pub tty: bool,
+    #[prost(bool, tag = "4")]
+    pub stdin: bool,
+    #[prost(bool, tag = "5")]
+    pub stdout: bool,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct AttachRequest {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(bool, tag = "2")]
+    pub stdin: bool,
+    #[prost(bool, tag = "4")]
+    pub stdout: bool,
+}
+
+/// Where the streams of an exec or of a container are to be had.
+#[derive(Clone, PartialEq, Message)]
+pub struct StreamResponse {
+    #[prost(string, tag = "1")]
+    pub url: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
 pub struct ContainerStatsResponse {
     #[prost(message, optional, tag = "1")]
     pub stats: Option<ContainerStats>,

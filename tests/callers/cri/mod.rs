@@ -7,3 +7,4 @@ mod node;
 mod pods;
 mod processes;
 mod security;
+mod streams;

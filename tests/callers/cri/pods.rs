@@ -14,7 +14,8 @@ fn containers_of_a_pod_share_a_machine_its_network_and_its_volumes() {
         let address = pod.status().network.expect("network").ip;
         assert!(address.starts_with("10.88.7."), "{address}");
         let server = pod.run("server", "mkfifo /volume/pipe; exec nc -ll -p 5000 -e cat");
-        let script = "hostname; until echo over | nc 127.0.0.1 5000; do sleep 0.1; done
+        let script =
+            "hostname; until echo over | nc 127.0.0.1 5000 2> /dev/null; do sleep 0.1; done
             ip -o -4 addr show eth0 | grep -o '10.88.7.[0-9]*/24'
             cat /etc/hostname; touch /dev/shm/x && echo shm
             ping -c 1 -W 60 10.88.7.1 > /dev/null && echo out; exit 20";
@@ -58,7 +59,7 @@ fn pod_of_the_hosts_namespaces_has_those_of_its_guest() {
         };
         let server = container("server", "exec nc -ll -p 5000 -e cat");
         let server = pod.start(server).unwrap_or_else(|refusal| panic!("server: {refusal}"));
-        let script = "until echo over | nc 127.0.0.1 5000; do sleep 0.1; done; ls /sys/class/net
+        let script = "until echo over | nc 127.0.0.1 5000 2> /dev/null; do sleep 0.1; done; ls /sys/class/net
             tr '\\0' ' ' < /proc/1/cmdline; echo";
         let found = pod.output(container("client", script));
         assert_eq!(found, (0, "over\nlo\nsleep 1000000 \n".to_owned()));
