@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
-use kiln_vmm::config::{ConsoleKind, GuestEnd};
+use kiln_vmm::config::{ConsoleKind, DiskLimits, GuestEnd};
 use kiln_vmm::jail::identity;
 
 use super::{Global, Reported};
 use crate::engine;
+use crate::limits::{Bytes, Count};
 use crate::sandbox::Engine;
 use crate::sandbox::machine::open_kvm;
 use crate::settings::{EngineChoice, Settings};
@@ -43,6 +44,12 @@ pub struct VmRun {
     /// A raw disk image, read-only with `:ro` appended; may be given several times
     #[arg(long = "disk", value_name = "FILE[:ro]")]
     disks: Vec<String>,
+    /// Let the guest read and write no more than this a second on each disk
+    #[arg(long, value_name = "BYTES")]
+    disk_bandwidth: Option<Bytes>,
+    /// Serve no more than this many of the guest's requests a second on each disk
+    #[arg(long, value_name = "N")]
+    iops: Option<Count>,
     /// What executes the guest's code
     #[arg(long, value_enum)]
     engine: Option<EngineChoice>,
@@ -70,6 +77,10 @@ pub fn run(global: &Global, run: VmRun) -> anyhow::Result<ExitCode> {
         memory_mib: run.memory,
         cpus: run.cpus,
         disks: run.disks.iter().map(|disk| Disk::open(disk)).collect::<Result<_, _>>()?,
+        disk_limits: DiskLimits {
+            bytes_per_second: run.disk_bandwidth.map(|bytes| bytes.0),
+            requests_per_second: run.iops.map(|count| count.0),
+        },
         console: match run.console {
             Console::Serial => ConsoleKind::Serial,
             Console::Virtio => ConsoleKind::Virtio,

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, bail};
-use kiln_vmm::config::{DevicesConfig, DiskConfig, JailConfig};
+use kiln_vmm::config::{DevicesConfig, DiskConfig, DiskLimits, JailConfig};
 use kiln_vmm::emulated::qemu;
 
 use super::console::{Console, show};
@@ -43,7 +43,8 @@ pub fn run(machine: Machine, host: &Host<'_>) -> anyhow::Result<End> {
     let signals = Signals::block()?;
     let console = Console::on_terminal().context("terminal")?;
     let cmdline = machine.cmdline("t");
-    let (_devices, sockets) = serve_disks(machine.disks, host).context("device process")?;
+    let (_devices, sockets) =
+        serve_disks(machine.disks, machine.disk_limits, host).context("device process")?;
 
     let mut launch = Launch::program(&program);
     let kernel = readable_by_all(machine.kernel).context("--kernel")?;
@@ -118,6 +119,7 @@ fn collect(mut errors: io::PipeReader) -> Tail {
 /// A device process for the disks, with a connection for each.
 fn serve_disks(
     disks: Vec<Disk>,
+    limits: DiskLimits,
     host: &Host<'_>,
 ) -> anyhow::Result<(Option<Devices>, Vec<UnixStream>)> {
     if disks.is_empty() {
@@ -132,7 +134,8 @@ fn serve_disks(
     let mut connections = Vec::new();
     let mut served = Vec::new();
     for (disk, (listener, connection)) in disks.into_iter().zip(sockets?) {
-        let config = DiskConfig { file: launch.give(disk.file), read_only: disk.read_only };
+        let (file, read_only) = (launch.give(disk.file), disk.read_only);
+        let config = DiskConfig { file, read_only, limits };
         served.push((config, launch.give(listener)));
         connections.push(connection);
     }

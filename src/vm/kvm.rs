@@ -18,7 +18,7 @@ use nix::sys::socket::MsgFlags;
 
 use super::console::{Console, standard};
 use super::wait::{First, Signals};
-use super::{End, Machine};
+use super::{Disk, End, Machine};
 use crate::process::{Launch, describe};
 use crate::sandbox::packet;
 
@@ -94,7 +94,13 @@ fn configure(
     mut give: impl FnMut(OwnedFd) -> InheritedFd,
 ) -> anyhow::Result<MachineConfig> {
     let cmdline = machine.cmdline("k");
-    let disks = machine.disks.into_iter();
+    let limits = machine.disk_limits;
+    let disks = machine.disks.into_iter().map(|Disk { file, read_only }| DiskConfig {
+        file: give(file.into()),
+        read_only,
+        limits,
+    });
+    let disks = disks.collect();
     Ok(MachineConfig {
         id: format!("vm-{}", std::process::id()),
         kvm: give(host.kvm.into()),
@@ -111,9 +117,7 @@ fn configure(
             input: Some(give(input)),
             output: Some(give(standard(1)?)),
         },
-        disks: disks
-            .map(|disk| DiskConfig { file: give(disk.file.into()), read_only: disk.read_only })
-            .collect(),
+        disks,
         shares: Vec::new(),
         nets: Vec::new(),
         vsock: None,

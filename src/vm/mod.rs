@@ -18,7 +18,7 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use kiln_vmm::config::{ConsoleKind, GuestEnd};
+use kiln_vmm::config::{ConsoleKind, DiskLimits, GuestEnd};
 
 pub use wait::Interrupted;
 
@@ -37,6 +37,8 @@ pub struct Machine {
     pub cpus: u8,
     /// Disks, in the order the guest finds them.
     pub disks: Vec<Disk>,
+    /// How fast each of them is at most.
+    pub disk_limits: DiskLimits,
     /// The device that is the console.
     pub console: ConsoleKind,
 }

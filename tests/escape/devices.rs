@@ -8,10 +8,10 @@ use std::thread;
 use std::time::Duration;
 
 use kiln_selftest_guests::HOSTILE;
-use kiln_vmm::config::{DiskConfig, NetConfig, RateConfig, ShareConfig, VmmEvent, VsockConfig};
+use kiln_vmm::config::{NetConfig, RateConfig, ShareConfig, VmmEvent, VsockConfig};
 use kiln_vmm::virtio::vsock::broker::Broker;
 
-use crate::process::{Vmm, inherited};
+use crate::process::{Vmm, disk_of, inherited};
 use crate::share::Share;
 use crate::tap::{self, EXPERIMENTAL, Wire};
 use crate::witness::{BASE_KIB, Meter, all_ok, honest_neighbour, said_little};
@@ -32,7 +32,7 @@ fn every_device_is_attacked() {
     disk.set_len(16 << 20).expect("sized");
     let mut vmm = Vmm::start_with(HOSTILE.image, 2, |machine| {
         machine.boot.cmdline = format!("memory_mib=64 vsock_port={PORT} race");
-        machine.disks.push(DiskConfig { file: inherited(&disk), read_only: false });
+        machine.disks.push(disk_of(&disk));
         let socket = inherited(&connection);
         machine.shares.push(ShareConfig { tag: "kiln".into(), socket });
         let (receive, transmit) = (RateConfig::default(), RateConfig::default());

@@ -10,14 +10,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kiln_selftest_guests::{BABBLE, Guest, STORM};
-use kiln_vmm::config::{
-    ConsoleKind, DiskConfig, MachineConfig, NetConfig, RateConfig, ShareConfig, VmmEvent,
-};
+use kiln_vmm::config::{ConsoleKind, MachineConfig, NetConfig, RateConfig, ShareConfig, VmmEvent};
 use kiln_vmm::virtio::vsock::broker::Broker;
 use serde_json::json;
 
 use crate::devices::vsock;
-use crate::process::{Vmm, inherited};
+use crate::process::{Vmm, disk_of, inherited};
 use crate::share::Share;
 use crate::stage::{Stage, errors};
 use crate::tap;
@@ -48,7 +46,7 @@ fn storm(cpus: u8, words: &str, change: impl FnOnce(&mut MachineConfig)) -> Vmm 
     disk.set_len(1 << 20).expect("sized");
     Vmm::start_with(STORM.image, cpus, |machine| {
         machine.boot.cmdline = format!("memory_mib=64 cpus={cpus} {words}");
-        machine.disks.push(DiskConfig { file: inherited(&disk), read_only: false });
+        machine.disks.push(disk_of(&disk));
         change(machine);
     })
 }

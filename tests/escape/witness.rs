@@ -7,9 +7,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use kiln_selftest_guests::BLOCK;
-use kiln_vmm::config::{DiskConfig, GuestEnd, VmmEvent};
+use kiln_vmm::config::{GuestEnd, VmmEvent};
 
-use crate::process::{Vmm, file_of, inherited};
+use crate::process::{Vmm, disk_of, file_of};
 
 /// What a process has in memory beside the guest's, at most, in KiB.
 pub const BASE_KIB: u64 = 16 << 10;
@@ -78,7 +78,7 @@ pub fn honest_neighbour(stop: mpsc::Receiver<()>) -> JoinHandle<u32> {
             let numbers: Vec<u8> = (0..1024 * 64u64).flat_map(u64::to_le_bytes).collect();
             let disk = file_of(&numbers);
             let mut vmm = Vmm::start_with(BLOCK.image, 1, |machine| {
-                machine.disks.push(DiskConfig { file: inherited(&disk), read_only: false });
+                machine.disks.push(disk_of(&disk));
             });
             assert_eq!(vmm.event(), Some(VmmEvent::Running));
             all_ok(&mut vmm);

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
 
 use kiln_selftest_guests::{BLOCK, Guest, RESET, SHUTDOWN, SPIN, TRIPLE_FAULT};
 
@@ -56,6 +57,25 @@ fn emulated_kernel_talks_on_standard_output_and_its_end_is_told() {
     assert!(console.contains("Unable to mount root fs"), "{console}");
     assert_eq!(output.status.code(), Some(3), "{}", errors(&output));
     assert!(errors(&output).contains("triple-faulted"), "{}", errors(&output));
+}
+
+/// The guest makes 216 requests of 114,000 bytes in all, each with a right answer.
+#[test]
+fn disks_wait_for_their_turn() {
+    let numbered: Vec<u8> = (0..256 * 64u64).flat_map(u64::to_le_bytes).collect();
+    for (engine, limit) in [("kvm", ["--iops", "60"]), ("emulated", ["--disk-bandwidth", "30K"])] {
+        let stage = Stage::new(&["true"]);
+        let path = stage.path().join("disk");
+        fs::write(&path, &numbered).expect("written");
+        let begin = Instant::now();
+        let options = ["--disk", path.to_str().expect("text"), limit[0], limit[1]];
+        let output = run(&stage, engine, BLOCK, &options);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{engine}: {said}{}", errors(&output));
+        assert!(said.contains("ok ") && !said.contains("FAIL"), "{engine}: {said}");
+        // It can only take longer on a busy machine.
+        assert!(begin.elapsed() > Duration::from_millis(3400), "{limit:?}: {:?}", begin.elapsed());
+    }
 }
 
 #[test]

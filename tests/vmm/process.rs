@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use kiln_vmm::config::{
-    BootConfig, ConsoleConfig, ConsoleKind, Entry, InheritedFd, JailConfig, MachineConfig,
-    VmmConfig, VmmEvent,
+    BootConfig, ConsoleConfig, ConsoleKind, DiskConfig, DiskLimits, Entry, InheritedFd, JailConfig,
+    MachineConfig, VmmConfig, VmmEvent,
 };
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, socketpair};
@@ -36,6 +36,11 @@ pub fn file_of(bytes: &[u8]) -> File {
     file.write_all(bytes).unwrap();
     file.rewind().unwrap();
     file
+}
+
+/// A disk that may be written, without limits.
+pub fn disk_of(file: &File) -> DiskConfig {
+    DiskConfig { file: inherited(file), read_only: false, limits: DiskLimits::default() }
 }
 
 impl Vmm {

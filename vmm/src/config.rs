@@ -136,6 +136,19 @@ pub struct DiskConfig {
     pub file: InheritedFd,
     /// The guest may not write.
     pub read_only: bool,
+    /// How fast it is at most.
+    #[serde(default)]
+    pub limits: DiskLimits,
+}
+
+/// Limits of what a guest does with a disk. The default is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DiskLimits {
+    /// Bytes of requests a second, their headers and what they clear included.
+    pub bytes_per_second: Option<NonZeroU64>,
+    /// Requests a second.
+    pub requests_per_second: Option<NonZeroU64>,
 }
 
 /// A shared file tree, served by an fs backend process.

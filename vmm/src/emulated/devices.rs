@@ -131,11 +131,12 @@ unsafe fn make(config: DevicesConfig) -> Result<Vec<Served>, DevicesError> {
         });
     }
     for (index, (disk, listener)) in config.disks.into_iter().enumerate() {
-        let DiskConfig { file, read_only } = disk;
+        let DiskConfig { file, read_only, limits } = disk;
         // SAFETY: the caller's promise.
         let (file, listener): (OwnedFd, OwnedFd) = unsafe { (file.take(), listener.take()) };
         let name = format!("disk{index}");
         let device = Block::new(File::from(file), read_only, &name)
+            .and_then(|device| device.limited(limits))
             .map_err(|source| DevicesError::Disk { index, source })?;
         devices.push(Served {
             name,

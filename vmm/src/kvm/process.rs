@@ -143,9 +143,12 @@ fn kernel(boot: BootConfig) -> Kernel {
 
 fn add_disk(machine: &mut Machine, index: usize, disk: DiskConfig) -> Result<(), KvmError> {
     let serial = format!("disk{index}");
-    let device = Block::new(take(disk.file).into(), disk.read_only, &serial).map_err(|error| {
-        KvmError::Device { name: format!("disk {index}"), reason: with_sources(&error) }
-    })?;
+    let device = Block::new(take(disk.file).into(), disk.read_only, &serial)
+        .and_then(|device| device.limited(disk.limits))
+        .map_err(|error| KvmError::Device {
+            name: format!("disk {index}"),
+            reason: with_sources(&error),
+        })?;
     machine.add_device(Box::new(device), DeviceGroup::Storage)
 }
 

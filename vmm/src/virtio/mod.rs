@@ -18,6 +18,7 @@ mod rate;
 #[cfg(test)]
 pub(crate) mod ring;
 pub mod rng;
+mod timer;
 pub mod vsock;
 
 use std::os::fd::BorrowedFd;

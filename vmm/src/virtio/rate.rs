@@ -8,7 +8,7 @@
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
-use crate::config::{FileLimits, RateConfig};
+use crate::config::{DiskLimits, FileLimits, RateConfig};
 
 /// How much time's worth a bucket holds unless it is told otherwise.
 const BURST: Duration = Duration::from_millis(50);
@@ -88,6 +88,12 @@ impl From<RateConfig> for Limit {
 
 impl From<FileLimits> for Limit {
     fn from(limits: FileLimits) -> Self {
+        Self::new(limits.bytes_per_second, None, limits.requests_per_second)
+    }
+}
+
+impl From<DiskLimits> for Limit {
+    fn from(limits: DiskLimits) -> Self {
         Self::new(limits.bytes_per_second, None, limits.requests_per_second)
     }
 }

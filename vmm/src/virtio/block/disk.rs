@@ -29,6 +29,9 @@ pub enum OpenError {
     /// The host can't tell what it is or how large.
     #[error("can't find out the size of the disk's file")]
     Size(#[source] io::Error),
+    /// No timer, of which a limit needs one.
+    #[error("can't make a timer for the disk's limits")]
+    Timer(#[source] io::Error),
 }
 
 /// A raw image.

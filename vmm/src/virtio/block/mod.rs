@@ -17,7 +17,8 @@
 //! * By stopping ([`DeviceError`](super::DeviceError)): chains outside of guest memory and chains that
 //!   have no byte to write a status to.
 //!
-//! Requests are served in order, one at a time, on the device's thread.
+//! Requests are served in order, one at a time, on the device's thread. What is over the disk's limits
+//! waits in the queue, and holds nothing up but its own disk.
 
 mod config;
 mod device;

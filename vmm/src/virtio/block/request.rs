@@ -47,30 +47,49 @@ struct Range {
     flags: u32,
 }
 
+/// What a request came to.
+pub(super) struct Served {
+    /// How many bytes were written from the chain's first writable byte on.
+    pub(super) written: u32,
+    /// What counts against the disk's limit.
+    pub(super) bytes: usize,
+}
+
+/// What was done for a request.
+#[derive(Default)]
+struct Done {
+    /// Bytes of data that were written to the guest.
+    written: usize,
+    /// Bytes of the disk that were cleared.
+    cleared: usize,
+}
+
+impl Done {
+    fn written(written: usize) -> Self {
+        Self { written, cleared: 0 }
+    }
+}
+
 impl Target<'_> {
-    /// Carries a request out and writes its status. Returns how many bytes were written from the
-    /// chain's first writable byte on, or `None` if there is no byte for the status.
-    pub(super) fn serve(&self, buffers: Buffers<'_>) -> Option<u32> {
+    /// Carries a request out and writes its status. Returns `None` if there is no byte for that.
+    pub(super) fn serve(&self, buffers: Buffers<'_>) -> Option<Served> {
         let Buffers { readable, mut writable } = buffers;
+        let carried = readable.len().saturating_add(writable.len());
         let mut status = writable.take_last()?;
         let room = writable.len();
-        let (code, data) = match self.carry_out(readable, writable) {
-            Ok(written) => (VIRTIO_BLK_S_OK, written),
-            Err(Refusal::Error) => (VIRTIO_BLK_S_IOERR, 0),
-            Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
+        let (code, done) = match self.carry_out(readable, writable) {
+            Ok(done) => (VIRTIO_BLK_S_OK, done),
+            Err(Refusal::Error) => (VIRTIO_BLK_S_IOERR, Done::default()),
+            Err(Refusal::Unsupported) => (VIRTIO_BLK_S_UNSUPP, Done::default()),
         };
         status.write(&[code as u8]);
         // The status only counts when nothing lies unwritten before it.
-        let written = if data == room { data + 1 } else { data };
-        Some(u32::try_from(written).unwrap_or(u32::MAX))
+        let written = if done.written == room { room + 1 } else { done.written };
+        let written = u32::try_from(written).unwrap_or(u32::MAX);
+        Some(Served { written, bytes: carried.saturating_add(done.cleared) })
     }
 
-    /// Returns how many bytes of data were written.
-    fn carry_out(
-        &self,
-        mut readable: Bytes<'_>,
-        mut writable: Bytes<'_>,
-    ) -> Result<usize, Refusal> {
+    fn carry_out(&self, mut readable: Bytes<'_>, mut writable: Bytes<'_>) -> Result<Done, Refusal> {
         let mut header = [0; HEADER];
         if readable.read(&mut header) != HEADER {
             return Err(Refusal::Error);
@@ -82,19 +101,21 @@ impl Target<'_> {
                 let count = writable.len();
                 let offset = self.check(sector, count)?;
                 self.disk.read(offset, writable)?;
-                Ok(count)
+                Ok(Done::written(count))
             }
             VIRTIO_BLK_T_OUT => {
                 self.check_writable()?;
                 let offset = self.check(sector, readable.len())?;
                 self.disk.write(offset, readable)?;
-                Ok(0)
+                Ok(Done::default())
             }
             VIRTIO_BLK_T_FLUSH => {
                 self.disk.flush()?;
-                Ok(0)
+                Ok(Done::default())
             }
-            VIRTIO_BLK_T_GET_ID if writable.len() >= self.id.len() => Ok(writable.write(self.id)),
+            VIRTIO_BLK_T_GET_ID if writable.len() >= self.id.len() => {
+                Ok(Done::written(writable.write(self.id)))
+            }
             VIRTIO_BLK_T_GET_ID => Err(Refusal::Error),
             VIRTIO_BLK_T_DISCARD => {
                 self.check_writable()?;
@@ -102,16 +123,19 @@ impl Target<'_> {
                 for (offset, length, _) in ranges {
                     self.disk.discard(offset, length)?;
                 }
-                Ok(0)
+                Ok(Done::default())
             }
             VIRTIO_BLK_T_WRITE_ZEROES => {
                 self.check_writable()?;
                 let unmap = VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
                 let ranges = self.ranges(readable, MAX_ZERO_SECTORS, unmap)?;
+                let mut cleared = 0usize;
                 for (offset, length, flags) in ranges {
                     self.disk.write_zeroes(offset, length, flags & unmap != 0)?;
+                    // Zeroes may have been written for all of it.
+                    cleared = cleared.saturating_add(length as usize);
                 }
-                Ok(0)
+                Ok(Done { written: 0, cleared })
             }
             _ => Err(Refusal::Unsupported),
         }

@@ -2,9 +2,12 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
+use rustix::event::{PollFd, PollFlags, poll};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_RO, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK,
     VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID,
@@ -14,6 +17,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::GuestMemory;
+use crate::config::DiskLimits;
 use crate::virtio::chains::{check, hostile_queue};
 use crate::virtio::ring::Ring;
 use crate::virtio::{DeviceError, Event, Queues, VirtioDevice};
@@ -248,4 +252,45 @@ proptest! {
         prop_assert_eq!(length, SECTORS * 512 + 100, "the file never grows");
         prop_assert!(driver.disk()[(SECTORS * 512) as usize..] == content()[(SECTORS * 512) as usize..]);
     }
+}
+
+/// What is over the limit stays in the queue; what comes next is asked for at its time.
+#[test]
+fn requests_over_a_limit_wait_for_their_turn() {
+    let mut driver = Driver::new(false);
+    let limits = DiskLimits { requests_per_second: NonZeroU64::new(20), ..DiskLimits::default() };
+    driver.device = driver.device.limited(limits).expect("a timer");
+    let header = [&VIRTIO_BLK_T_IN.to_le_bytes()[..], &[0; 12]].concat();
+    driver.memory.write_slice(&header, GuestAddress(HEADER)).expect("in memory");
+    let mut ring = Ring::new(&driver.memory, 0, 16);
+    let begin = Instant::now();
+    (0..5).for_each(|_| {
+        ring.offer(&[(HEADER, 16, false), (DATA, 512, true), (STATUS, 1, true)]);
+    });
+    let mut event = Event::Queue(0);
+    while ring.used_count() < 5 {
+        let mut queues = [&mut ring.queue];
+        let mut queues = Queues { memory: &driver.memory, queues: &mut queues };
+        let _ = driver.device.process(event, &mut queues).expect("works");
+        let timer = driver.device.host_events().expect("a timer");
+        poll(&mut [PollFd::new(&timer, PollFlags::IN)], None).expect("wakes");
+        event = Event::Host;
+    }
+    // A twentieth of a second's worth is one.
+    assert!(begin.elapsed() >= Duration::from_millis(3 * 50), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn zeroes_count_as_what_they_write() {
+    let mut driver = Driver::new(false);
+    let limits = DiskLimits { bytes_per_second: NonZeroU64::new(1 << 10), ..DiskLimits::default() };
+    driver.device = driver.device.limited(limits).expect("a timer");
+    assert_eq!(driver.clear(VIRTIO_BLK_T_WRITE_ZEROES, &[(0, SECTORS as u32, 0)]), OK);
+    // The next is served half a minute later.
+    let mut ring = Ring::new(&driver.memory, 0, 16);
+    ring.offer(&[(HEADER, 16, false), (STATUS, 1, true)]);
+    let mut queues = [&mut ring.queue];
+    let mut queues = Queues { memory: &driver.memory, queues: &mut queues };
+    let used = driver.device.process(Event::Queue(0), &mut queues).expect("works");
+    assert!(!used.contains(0));
 }

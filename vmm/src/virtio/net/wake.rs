@@ -2,16 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::epoll::{self, EventFlags};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
 use virtio_queue::{Queue, QueueT};
 
 use crate::GuestMemory;
+use crate::virtio::timer::Timer;
 
 /// What one direction waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,18 +28,16 @@ pub(super) enum Wait {
 #[derive(Debug)]
 pub(super) struct Wake {
     epoll: OwnedFd,
-    timer: OwnedFd,
+    timer: Timer,
     watched: EventFlags,
-    rings_at: Option<Instant>,
 }
 
 impl Wake {
     pub(super) fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        let timer = Timer::new()?;
         epoll::add(&epoll, &timer, epoll::EventData::new_u64(0), EventFlags::IN)?;
-        Ok(Self { epoll, timer, watched: EventFlags::empty(), rings_at: None })
+        Ok(Self { epoll, timer, watched: EventFlags::empty() })
     }
 
     pub(super) fn events(&self) -> BorrowedFd<'_> {
@@ -65,25 +60,20 @@ impl Wake {
             _ => None,
         });
         match times.min() {
-            Some(time) if self.rings_at.is_none_or(|rings_at| time < rings_at) => self.ring(time),
-            _ => Ok(()),
+            Some(time) => self.timer.ring_at(time),
+            None => Ok(()),
         }
     }
 
     /// Nothing is waited for any more.
     pub(super) fn rest(&mut self, tap: BorrowedFd<'_>) -> io::Result<()> {
         self.watch(tap, EventFlags::empty())?;
-        if self.rings_at.take().is_some() {
-            self.set_timer(Timespec::default())?;
-        }
-        Ok(())
+        self.timer.stop()
     }
 
     /// Sees to it that the timer does not wake again for a time that has come.
     pub(super) fn calm(&mut self) {
-        if self.rings_at.is_some() && rustix::io::read(&self.timer, &mut [0; 8]).is_ok() {
-            self.rings_at = None;
-        }
+        self.timer.calm();
     }
 
     fn watch(&mut self, tap: BorrowedFd<'_>, flags: EventFlags) -> io::Result<()> {
@@ -99,22 +89,6 @@ impl Wake {
             epoll::modify(&self.epoll, tap, data, flags)?;
         }
         self.watched = flags;
-        Ok(())
-    }
-
-    fn ring(&mut self, time: Instant) -> io::Result<()> {
-        let now = Instant::now();
-        // A timer of nothing would be none.
-        let wait = time.saturating_duration_since(now).max(Duration::from_nanos(1));
-        let seconds = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
-        self.set_timer(Timespec { tv_sec: seconds, tv_nsec: wait.subsec_nanos().into() })?;
-        self.rings_at = Some(time);
-        Ok(())
-    }
-
-    fn set_timer(&self, it_value: Timespec) -> io::Result<()> {
-        let time = Itimerspec { it_interval: Timespec::default(), it_value };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &time)?;
         Ok(())
     }
 }
