@@ -2,14 +2,15 @@
 //!
 //! Everything wrong with a bundle is found here, before anything is started, and reported with the
 //! file or field, the cause and the mend. Nothing is ignored: a field that kiln doesn't know
-//! ([`fields`]) or can't honour ([`refusals`]) is refused by name, but for the little that is
-//! [`tolerated`]. What remains is set up by the agent inside the guest; the host resolves the root
+//! ([`fields`], [`annotations`]) or can't honour ([`refusals`]) is refused by name, but for the little
+//! that is [`tolerated`]. What remains is set up by the agent inside the guest; the host resolves the root
 //! file system and bind mounts ([`binds`]), the namespaces in which its own processes live
 //! ([`namespaces`]), the hooks that it runs ([`hooks`]), the container's part in a pod ([`pod`]), and the
 //! size of the machine ([`sizing`]).
 //! A further program in a container, and changes of its limits, are checked likewise ([`process`],
 //! [`resources`]).
 
+mod annotations;
 mod binds;
 mod fields;
 mod hooks;
@@ -145,6 +146,7 @@ impl Bundle {
         let config: Box<RawValue> = serde_json::from_str(&text).map_err(malformed)?;
         let spec: Spec = serde_json::from_str(&text).map_err(malformed)?;
         fields::check(&raw)?;
+        annotations::check(&spec)?;
         refusals::check(&spec, &raw)?;
         let (rootfs, rootfs_read_only) = find_rootfs(&dir, &spec)?;
         let binds = binds::find(&dir, &spec)?;

@@ -217,6 +217,19 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_is_an_annotation_that_bundles_may_have() {
+        use clap::Args;
+
+        let flags = Given::augment_args(clap::Command::new("kiln"));
+        let names = flags.get_arguments().filter_map(|flag| flag.get_long());
+        let annotations: Value =
+            names.map(|name| (format!("io.kiln.{name}"), json!("1"))).collect();
+        assert!(annotations.as_object().is_some_and(|all| all.len() >= 7), "{annotations}");
+        let (_dir, _bundle) = bundle(annotations);
+        let (_dir, _bundle) = bundle(json!({REACHED: "deadline"}));
+    }
+
+    #[test]
     fn an_annotation_that_is_no_amount_is_named_with_its_value_and_the_mend() {
         for (name, value, mend) in [
             ("io.kiln.deadline", "soon", "as in 90s"),

@@ -106,6 +106,13 @@ fn sizes_out_of_range() {
 }
 
 #[test]
+fn annotation_that_is_misspelt() {
+    let stage = Stage::new(&["true"]);
+    stage.edit(|config| config["annotations"] = json!({"io.kiln.dedline": "30m"}));
+    refused(&stage, &[], &["annotations[\"io.kiln.dedline\"]", "use io.kiln.deadline"]);
+}
+
+#[test]
 fn unknown_setting_by_name_and_line() {
     let stage = Stage::new(&["true"]);
     let path = stage.path().join("kiln.toml");
