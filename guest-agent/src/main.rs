@@ -40,16 +40,20 @@ fn serve() -> anyhow::Result<Ending> {
         mount_point: boot::ROOTFS.into(),
         devices: boot::DEVICES.into(),
         cpus: std::thread::available_parallelism().map_or(1, usize::from),
-        welcome,
+        set_clock,
+        credit_entropy,
     };
     let agent = Agent::new(environment, hierarchy, control, listener)?;
     Ok(agent.run())
 }
 
-fn welcome(unix_time_ns: i64, entropy: [u8; 32]) {
+fn set_clock(unix_time_ns: i64) {
     if let Err(error) = clock::set(unix_time_ns) {
         say(format_args!("set the clock: {error}"));
     }
+}
+
+fn credit_entropy(entropy: [u8; 32]) {
     if let Err(error) = clock::credit_entropy(entropy) {
         say(format_args!("credit entropy: {error}"));
     }

@@ -19,6 +19,11 @@ pub enum ToAgent {
         /// 32 bytes from the host's random generator, credited to the guest's.
         entropy: [u8; 32],
     },
+    /// The host's wall clock has jumped.
+    SetClock {
+        /// What it shows, nanoseconds since 1970: the guest's clock is set to it.
+        unix_time_ns: i64,
+    },
     /// Set a container up to just before its program is executed.
     Create(Box<CreateContainer>),
     /// Execute the program of a created container.

@@ -1,4 +1,4 @@
-//! Runs until somebody ends it: says one character on the serial port, then spins.
+//! Runs until somebody ends it: says so on the serial port, then spins with its interrupts off.
 #![no_std]
 #![no_main]
 

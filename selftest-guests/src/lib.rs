@@ -81,6 +81,6 @@ guests! {
     TRIPLE_FAULT = "triple_fault";
     /// Says `.` with its first instructions and waits, using no CPU, until somebody ends it.
     IDLE = "idle";
-    /// Says `ok spinning` and runs until somebody ends it.
+    /// Says `ok spinning` and runs, with its interrupts off, until somebody ends it.
     SPIN = "spin";
 }

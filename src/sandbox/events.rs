@@ -87,6 +87,8 @@ pub enum Event {
     AnswerOverdue(u32),
     /// The agent was to execute a program, and has had time enough for that.
     ExecOverdue(ExecId),
+    /// The host's wall clock was set, or has gone on after a suspend.
+    ClockWasSet,
     /// Somebody sent the monitor itself this signal.
     Signal(i32),
     /// More has come out of stdio streams than the step may write.

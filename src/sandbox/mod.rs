@@ -6,6 +6,7 @@
 //! * [`events`]: everything that can happen, from all sources, in one channel.
 //! * [`conversation`]: what the agent may say next; the guest is hostile.
 //! * [`deadline`]: limits on time that hold still when everything does.
+//! * [`clock`]: the host's wall clock, when it jumps.
 //! * [`broker`]: vsock connections, which the device process hands over as descriptors.
 //! * [`stdio`]: copies between vsock streams and the caller's own standard streams.
 //! * [`budget`]: how much a container may write there, by all who copy it.
@@ -31,6 +32,7 @@
 mod broker;
 mod budget;
 pub mod client;
+mod clock;
 pub mod control;
 mod conversation;
 mod deadline;

@@ -64,7 +64,7 @@ pub fn run(machine: Machine, host: &Host<'_>) -> anyhow::Result<End> {
     // QEMU makes its standard streams non-blocking, which the caller's must not become.
     let input = match &console {
         Some(console) => Stdio::from(console.input.try_clone()?),
-        None => relay_input()?,
+        None => relay_input().context("thread for standard input")?,
     };
     let (output, their_output) = io::pipe()?;
     let (errors, their_errors) = io::pipe()?;

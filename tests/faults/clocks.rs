@@ -52,6 +52,23 @@ fn a_sandbox_is_the_same_in_every_time_namespace() {
     before.is_as_before(&stage);
 }
 
+/// No test sets the host's clock; but that the monitor is told when somebody does is the kernel's word,
+/// for a timer that is set like this.
+#[test]
+fn a_monitor_waits_for_the_hosts_clock_to_be_set() {
+    let stage = marked(&["sleep", "1000"]);
+    let created = create(&stage, &[]);
+    assert!(created.status.success(), "{}", errors(&created));
+    let descriptors = fs::read_dir(format!("/proc/{}/fdinfo", stage.state()["pid"]));
+    let watches = descriptors.expect("a monitor").flatten().any(|descriptor| {
+        let about = fs::read_to_string(descriptor.path()).unwrap_or_default();
+        // CLOCK_REALTIME; TFD_TIMER_ABSTIME and TFD_TIMER_CANCEL_ON_SET.
+        about.contains("clockid: 0\n") && about.contains("settime flags: 03\n")
+    });
+    assert!(watches, "there is no such timer");
+    succeeds(&stage, &["delete", "--force", "test"]);
+}
+
 fn send(processes: &[i32], signal: Signal) {
     for pid in processes {
         kill(Pid::from_raw(*pid), signal).expect("sent");

@@ -2,10 +2,12 @@
 //! nothing is left.
 
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use kiln_selftest_guests::SHUTDOWN;
 use nix::sys::resource::{Resource, setrlimit};
 
 use crate::host::{Host, mark, marked};
@@ -156,6 +158,29 @@ fn limit_of_processes() {
         explained(&output, &format!("run with {tasks} tasks"), &words);
         before.is_as_before(&stage);
     }
+}
+
+/// A caller without root has the limit of its user instead. What the machine's process says of it, once
+/// it has a user of its own, is `vmm`'s.
+#[test]
+fn limit_of_a_users_processes() {
+    const USER: u32 = 61_234;
+
+    let stage = marked(&["true"]);
+    let before = Host::look(&stage);
+    let kernel = stage.path().join("kernel");
+    fs::write(&kernel, SHUTDOWN.image).expect("written");
+    fs::create_dir(stage.root()).expect("made");
+    chown(stage.root(), Some(USER), Some(USER)).expect("changed");
+    for path in [stage.path(), &kernel] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("set");
+    }
+    let mut command = stage.kiln();
+    command.args(["vm", "run", "--engine", "emulated", "--memory", "64", "--kernel"]);
+    command.arg(&kernel).uid(USER).gid(USER);
+    let output = limited(command, Resource::RLIMIT_NPROC, 1);
+    explained(&output, "a machine with 1 process", &["limits on processes"]);
+    before.is_as_before(&stage);
 }
 
 #[test]

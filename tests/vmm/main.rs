@@ -9,7 +9,10 @@ mod tap;
 use std::time::{Duration, Instant};
 
 use kiln_selftest_guests as guests;
-use kiln_vmm::config::{GuestEnd, InheritedFd, MachineConfig, NetConfig, RateConfig, VmmEvent};
+use kiln_vmm::config::{
+    GuestEnd, InheritedFd, JailConfig, MachineConfig, NetConfig, RateConfig, VmmEvent,
+};
+use nix::sys::resource::{Resource, setrlimit};
 use process::{Vmm, file_of, inherited};
 
 /// How long what should happen at once may take on a loaded machine.
@@ -105,6 +108,21 @@ fn what_is_wrong_is_said_once_and_whole() {
         );
         assert_eq!(vmm.wait().code(), Some(1));
     }
+}
+
+#[test]
+fn too_few_processes_for_its_user_are_told() {
+    // It binds who isn't root: the process that this starts, once it has a user of its own.
+    setrlimit(Resource::RLIMIT_NPROC, 3, 3).unwrap();
+    let user = JailConfig { uid: 61_235, gid: 61_235 };
+    let mut vmm = Vmm::start_with(guests::SPIN.image, 8, |config| config.jail = user);
+    let failed = std::iter::from_fn(|| vmm.event()).find_map(|event| match event {
+        VmmEvent::Failed { message } => Some(message),
+        _ => None,
+    });
+    let message = failed.expect("a failure");
+    assert!(message.contains("thread") && message.contains("os error 11"), "{message}");
+    assert_eq!(vmm.wait().code(), Some(1));
 }
 
 /// A network device whose tap is none.

@@ -1,4 +1,4 @@
-//! What a guest learns from its host's welcome: the time, and randomness to start from.
+//! What a guest learns from its host: the time, and randomness to start from.
 
 use std::fs::File;
 use std::io;

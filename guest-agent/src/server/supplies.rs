@@ -28,8 +28,10 @@ pub struct Environment {
     pub devices: PathBuf,
     /// Processors.
     pub cpus: usize,
-    /// Takes the host's time (nanoseconds since 1970) and randomness.
-    pub welcome: fn(i64, [u8; 32]),
+    /// Takes the host's time (nanoseconds since 1970).
+    pub set_clock: fn(i64),
+    /// Takes the host's randomness.
+    pub credit_entropy: fn([u8; 32]),
 }
 
 /// Takes a container's tree from the share and makes its device nodes under the name `unique`.

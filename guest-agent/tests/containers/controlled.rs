@@ -2,13 +2,11 @@
 //!
 //! Where this machine's unified hierarchy has no controllers, each test boots a guest and runs there.
 
-use std::path::Path;
-
 use kiln_protocol::{Answer, ExitStatus, FromAgent, Question, Statistics};
 use serde_json::{Value, json, value::to_raw_value};
 
+use crate::booted;
 use crate::guest::{Guest, cgroup_root, shell, shell_process};
-use crate::initramfs::{self, Initramfs};
 
 /// Runs a test of this module where there are controllers.
 fn controlled(name: &str, test: fn(Guest)) {
@@ -16,19 +14,7 @@ fn controlled(name: &str, test: fn(Guest)) {
     if controllers.expect("controllers").contains("memory") {
         return test(Guest::start());
     }
-    let folder = tempfile::tempdir().expect("temporary directory");
-    let program = folder.path().join("test");
-    let own = std::env::current_exe().expect("this program");
-    let strip = ["--strip-debug", "-o"].map(str::to_owned);
-    initramfs::run(std::process::Command::new("strip").args(strip).arg(&program).arg(own));
-    let mut content = Initramfs::new(include_str!("init.sh"));
-    content.add_program(Path::new("/test"), &program);
-    content.write(&folder.path().join("initramfs"));
-    let kernel = initramfs::kernel(&Path::new(env!("CARGO_MANIFEST_DIR")).join(".."));
-    let parameter = format!("kiln_test=controlled::{name}");
-    let console = initramfs::boot(&kernel, &folder.path().join("initramfs"), &parameter, &[]);
-    assert!(console.contains("1 passed"), "{console}");
-    assert!(console.contains("\ntest ended: 0"), "{console}");
+    booted::passes(&format!("controlled::{name}"));
 }
 
 fn statistics(guest: &mut Guest) -> Statistics {

@@ -24,6 +24,8 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork};
 use serde_json::{Value, json};
 
+use crate::booted;
+
 /// How long anything may take before a test is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -347,7 +349,13 @@ fn serve(directory: &Path, cgroup: &Path, control: OwnedFd, listener: OwnedFd) -
         mount_point: directory.join("mount-point"),
         devices,
         cpus: 1,
-        welcome: |_, _| (),
+        set_clock: |unix_time_ns| {
+            if booted::is_guest() {
+                // What can't be is the agent's to report.
+                let _ = kiln_agent::guest::clock::set(unix_time_ns);
+            }
+        },
+        credit_entropy: |_| (),
     };
     let hierarchy = Hierarchy::at(cgroup.to_owned());
     let agent = Agent::new(environment, hierarchy, control, listener).expect("agent");

@@ -7,6 +7,8 @@
     reason = "a failure anywhere in a test is the test's"
 )]
 
+mod booted;
+mod clock;
 mod controlled;
 mod devices;
 mod exec;

@@ -167,7 +167,19 @@ impl Monitor {
                 _ => {}
             }
         }
-        self.tell(&welcome()?)
+        self.sources.watch_clock().context("wall clock")?;
+        let unix_time_ns = self.clock.first().context("wall clock")?;
+        self.tell(&ToAgent::Welcome { protocol: VERSION, unix_time_ns, entropy: entropy()? })
+    }
+
+    /// The host's wall clock was set: the guest's follows.
+    pub(super) fn clock_was_set(&mut self) -> Result<(), Failure> {
+        let Some(unix_time_ns) = self.clock.anew().context("wall clock")? else { return Ok(()) };
+        if self.ending {
+            return Ok(());
+        }
+        tracing::info!("the host's clock has jumped: the guest's is set again");
+        self.tell(&ToAgent::SetClock { unix_time_ns })
     }
 
     /// Has the agent set the container up. Gives the number of its output streams.
@@ -413,16 +425,13 @@ enum Asked {
     Over(u8),
 }
 
-fn welcome() -> anyhow::Result<ToAgent> {
-    use nix::time::{ClockId, clock_gettime};
-
+/// Random bytes for the guest.
+fn entropy() -> anyhow::Result<[u8; 32]> {
     let mut entropy = [0; 32];
     // SAFETY: the buffer is that long.
     let filled = unsafe { libc::getrandom(entropy.as_mut_ptr().cast(), entropy.len(), 0) };
     if usize::try_from(filled) != Ok(entropy.len()) {
         return Err(std::io::Error::last_os_error()).context("random bytes for the guest");
     }
-    let now = clock_gettime(ClockId::CLOCK_REALTIME).context("wall clock")?;
-    let unix_time_ns = now.tv_sec().saturating_mul(1_000_000_000).saturating_add(now.tv_nsec());
-    Ok(ToAgent::Welcome { protocol: VERSION, unix_time_ns, entropy })
+    Ok(entropy)
 }

@@ -193,7 +193,11 @@ impl Monitor {
             | ToAgent::Resize { container, .. }
             | ToAgent::Ask { container, .. } => Some(container),
             ToAgent::Exec(exec) => Some(&exec.container),
-            ToAgent::Create(_) | ToAgent::Start { .. } | ToAgent::Welcome { .. } => None,
+            // So is its clock.
+            ToAgent::Create(_)
+            | ToAgent::Start { .. }
+            | ToAgent::Welcome { .. }
+            | ToAgent::SetClock { .. } => None,
         };
         if member.leaves || about != Some(&member.container) {
             tracing::warn!(container = member.container, "its monitor says what it may not");

@@ -49,6 +49,7 @@ use self::overrun::Overrun;
 use self::questions::Questions;
 use super::broker::Broker;
 use super::budget::Budget;
+use super::clock::GuestClock;
 use super::control::{self, Asker, Reply};
 use super::conversation::{Conversation, Progress};
 use super::events::{self, Event, Sources, watched_signals};
@@ -266,6 +267,7 @@ struct Monitor {
     /// What a paused container was before.
     before_pause: Status,
     conversation: Conversation,
+    clock: GuestClock,
     /// What the container and its execs may write, if that is limited.
     budget: Option<Arc<Budget>>,
     console: Tail,
@@ -339,6 +341,7 @@ impl Monitor {
             overrun: Overrun::default(),
             members: Members::default(),
             before_pause: Status::Running,
+            clock: GuestClock::default(),
             budget,
             console: Tail::default(),
             errors: Vec::new(),

@@ -157,6 +157,7 @@ impl Monitor {
             Event::KillOverdue => {}
             Event::OomUncounted => self.count_oom_on_host(),
             Event::OutputExceeded => self.output_exceeded()?,
+            Event::ClockWasSet => self.clock_was_set()?,
             Event::AnswerOverdue(number) => self.answer_is_overdue(number)?,
             Event::ExecOverdue(exec) => self.exec_is_overdue(exec),
             Event::StreamEnded => return Ok(Some(Step::StreamEnded)),

@@ -190,8 +190,13 @@ impl Agent {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, why));
                 }
                 self.welcomed = true;
-                (self.environment.welcome)(unix_time_ns, entropy);
+                (self.environment.set_clock)(unix_time_ns);
+                (self.environment.credit_entropy)(entropy);
                 console::say(format_args!("welcomed"));
+                Ok(())
+            }
+            ToAgent::SetClock { unix_time_ns } => {
+                (self.environment.set_clock)(unix_time_ns);
                 Ok(())
             }
             ToAgent::Create(create) => self.create(&create),
