@@ -2,7 +2,7 @@
 //! files there.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 
@@ -55,4 +55,13 @@ fn monitor_stands_in_the_assembled_root_file_system() {
     assert_eq!(fs::read_to_string(stage.path().join("output")).expect("output"), "brought\n");
     succeeds(&stage, &["delete", "test"]);
     assert!(stage.is_clean());
+}
+
+#[test]
+fn a_removed_directory_is_still_there_for_whoever_is_in_it() {
+    let script = "mkdir /tmp/d; cd /tmp/d; rmdir /tmp/d; ls -a . && ls -ld . && ! mkdir x && cd /";
+    let stage = Stage::new(&["sh", "-c", script]);
+    let output = stage.run(&[]).stdin(Stdio::null()).output().expect("kiln runs");
+    assert_eq!(output.status.code(), Some(0), "{}", errors(&output));
+    assert!(!errors(&output).contains("Stale"), "{}", errors(&output));
 }
