@@ -42,7 +42,7 @@ pub use statistics::Statistics;
 pub use stream::{StreamHeader, StreamToken};
 
 /// Version of everything in this crate. Any change of a message's shape or meaning raises it.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// vsock port on the host (CID 2) that the agent connects to once.
 pub const CONTROL_PORT: u32 = 1024;
