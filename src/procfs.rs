@@ -64,6 +64,15 @@ impl Stat {
     }
 }
 
+/// The ids of the processes that there are.
+///
+/// # Errors
+/// There is no `/proc`.
+pub fn ids() -> io::Result<impl Iterator<Item = i32>> {
+    let entries = std::fs::read_dir("/proc")?;
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()))
+}
+
 /// The processes that there are, each with what its `stat` says. Those that end meanwhile are left
 /// out.
 ///
@@ -71,9 +80,7 @@ impl Stat {
 /// There is no `/proc`.
 pub fn all() -> io::Result<Vec<(i32, Stat)>> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+    for pid in ids()? {
         if let Some(stat) = Stat::read(pid)? {
             found.push((pid, stat));
         }

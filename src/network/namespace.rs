@@ -14,6 +14,7 @@ use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
 use super::{Asked, NetworkError, interfaces, redirect};
+use crate::procfs;
 
 /// The calling thread's namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -90,10 +91,8 @@ fn mounted() -> Vec<PathBuf> {
 }
 
 fn of_processes() -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter(|entry| entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit))
-        .map(|process| process.path().join("ns/net"))
+    let ids = procfs::ids().into_iter().flatten();
+    ids.map(|pid| PathBuf::from(format!("/proc/{pid}/ns/net")))
 }
 
 #[cfg(test)]
