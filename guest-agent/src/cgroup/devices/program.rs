@@ -167,8 +167,8 @@ mod tests {
 
     /// The rules' meaning, access by access.
     fn meant(rules: &[Rule], asked: Asked) -> bool {
-        let bits = [1, 2, 4].into_iter().filter(|bit| asked.access.0 & bit != 0);
-        bits.map(|bit| {
+        let mut bits = [1, 2, 4].into_iter().filter(|bit| asked.access.0 & bit != 0);
+        bits.all(|bit| {
             let speaks = |rule: &&Rule| {
                 rule.device.is_none_or(|device| device == asked.device)
                     && rule.major.is_none_or(|major| major == asked.number.0)
@@ -177,7 +177,6 @@ mod tests {
             };
             rules.iter().rev().find(speaks).is_some_and(|rule| rule.allow)
         })
-        .all(|allowed| allowed)
     }
 
     fn a_type() -> impl Strategy<Value = Type> {
