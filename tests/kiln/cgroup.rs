@@ -119,12 +119,8 @@ fn every_process_is_in_the_named_cgroup_with_limits_and_delete_removes_it() {
     let update =
         ["update", "--memory", "128m", "--pids-limit", "60", "--cpu-quota", "50000", "test"];
     succeeds(&stage, &update);
-    let memory = limit("memory", &path, "memory.limit_in_bytes", "memory.max");
-    assert_eq!(
-        memory,
-        ((256 + 8 + 96 + 256 + 1024) << 20).to_string(),
-        "the machine is what it was"
-    );
+    // The machine is what it was.
+    assert_eq!(limit("memory", &path, "memory.limit_in_bytes", "memory.max"), memory.to_string());
     assert_eq!(limit("pids", &path, "pids.max", "pids.max"), (60 + 512).to_string());
     let quota = limit("cpu", &path, "cpu.cfs_quota_us", "cpu.max");
     assert!(quota == "50000" || quota == "50000 100000", "{quota}");

@@ -79,7 +79,7 @@ fn scope() {
     assert_eq!(property("ControlGroup"), SCOPE);
     assert_eq!(property("Slice"), "test-nested.slice");
     assert_eq!(property("Delegate"), "yes");
-    let total = ((128 + 256 + 1024u64) << 20).to_string();
+    let total = ((2 * 128 + 256 + 1024u64) << 20).to_string();
     holds(&[
         ("MemoryMax", &total, "memory.max", &total),
         ("TasksMax", "562", "pids.max", "562"),
