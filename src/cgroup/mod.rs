@@ -164,10 +164,11 @@ impl Cgroup {
         if let Some(unit) = &self.unit {
             systemd::limit(unit, limits).context("linux.resources")?;
         }
-        for setting in limits {
-            self.set(setting)?;
-        }
-        Ok(())
+        // With version 1 memory's limit is never above that of memory and swap: one order is for lowering
+        // both, the other for raising them.
+        let refused = limits.iter().filter(|setting| self.set(setting).is_err());
+        let refused: Vec<_> = refused.collect();
+        refused.into_iter().try_for_each(|setting| self.set(setting))
     }
 
     fn set(&self, setting: &Setting) -> anyhow::Result<()> {
