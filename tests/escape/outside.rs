@@ -157,13 +157,14 @@ fn starts(stage: &Stage, mut command: Command, options: &[&str]) {
 #[test]
 fn cpu_time_of_the_machine() {
     const CPUS: u8 = 2;
-    const QUOTA: f64 = 0.3;
+    // Less than what is left for it on any machine that the tests run on.
+    const QUOTA: f64 = 0.05;
     const WATCHED: Duration = Duration::from_secs(3);
     // Time that was granted before and not used: a period of it, and a slice on each CPU.
     const SAVED: Duration = Duration::from_millis(200);
 
     let stage = Stage::new(&["true"]);
-    let group = Group::of(&stage, json!({"cpu": {"quota": 30_000, "period": 100_000}}));
+    let group = Group::of(&stage, json!({"cpu": {"quota": 5_000, "period": 100_000}}));
     let script = Script::created().say(&FromAgent::Started { container: id() }).spin_on(CPUS);
     let lib = script.compile(&stage);
     let mut command = stage.kiln();

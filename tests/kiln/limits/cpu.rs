@@ -13,7 +13,7 @@ fn the_hosts_cgroup_slows_the_whole_machine_down() {
     let path = unique("spin");
     set_path(&stage, &path);
     stage.edit(|config| {
-        config["linux"]["resources"] = json!({"cpu": {"quota": 30_000, "period": 100_000}});
+        config["linux"]["resources"] = json!({"cpu": {"quota": 10_000, "period": 100_000}});
     });
     let created = create(&stage, &[]);
     assert!(created.status.success(), "{}", errors(&created));
