@@ -263,3 +263,29 @@ fn remove_with_children(path: &Path) -> io::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_change_does_not_name_stays() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let (mount, path) = (folder.path().to_owned(), folder.path().to_owned());
+        let directory = Directory { kind: Kind::V2, mount, path, made: Vec::new() };
+        let file = folder.path().join("cpu.max");
+        for (had, set, has) in [
+            ("40000 50000\n", "- 80000", "40000 80000\n"),
+            ("max 50000\n", "- 80000", "max 80000\n"),
+            ("40000 50000\n", "70000 90000", "70000 90000\n"),
+        ] {
+            fs::write(&file, had).expect("written");
+            directory.set("cpu.max", set).expect("set");
+            assert_eq!(fs::read_to_string(&file).expect("read"), has);
+        }
+        assert_eq!(
+            directory.set("pids.max", "1").map_err(|error| error.kind()),
+            Err(ErrorKind::NotFound)
+        );
+    }
+}
