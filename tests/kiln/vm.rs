@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use kiln_selftest_guests::{BLOCK, Guest, RESET, SHUTDOWN, SPIN, TRIPLE_FAULT};
 
+use crate::run::processes_of;
 use crate::stage::{Stage, errors, lib_dir};
 
 const ENGINES: [&str; 2] = ["kvm", "emulated"];
@@ -97,6 +100,41 @@ fn disks_are_found_in_order_and_read_only_ones_stay_as_they_are() {
         assert!(said.contains("ok ") && !said.contains("FAIL"), "{engine}: {said}");
         assert!(fs::read(&read_only).expect("there") == numbered, "{engine}: was written to");
         assert!(fs::read(&writable).expect("there") != numbered, "{engine}: was not written to");
+    }
+}
+
+/// QEMU has everything in its caller's name then, in namespaces that the caller may make. Nobody but root
+/// opens `/dev/kvm` where the tests run.
+#[test]
+fn caller_without_root_runs_emulated_machines() {
+    const USER: u32 = 61_235;
+
+    let stage = Stage::new(&["true"]);
+    fs::create_dir(stage.root()).expect("made");
+    chown(stage.root(), Some(USER), Some(USER)).expect("changed");
+    let command = |guest: Guest| {
+        let kernel = image(&stage, guest);
+        for path in [stage.path(), &kernel] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("set");
+        }
+        let mut command = stage.kiln();
+        command.args(["vm", "run", "--engine", "emulated", "--memory", "64", "--kernel"]);
+        command.arg(kernel).uid(USER).gid(USER).stdin(Stdio::null());
+        command
+    };
+    for (guest, status) in [(SHUTDOWN, 0), (TRIPLE_FAULT, 3)] {
+        let output = command(guest).output().expect("kiln runs");
+        assert_eq!(output.status.code(), Some(status), "{}: {}", guest.name, errors(&output));
+    }
+    let mut child = command(SPIN).stdout(Stdio::piped()).spawn().expect("kiln runs");
+    let mut byte = [0];
+    child.stdout.as_mut().expect("a pipe").read_exact(&mut byte).expect("its guest runs");
+    child.kill().expect("killed");
+    child.wait().expect("ends");
+    let begin = Instant::now();
+    while !processes_of(&stage).is_empty() {
+        assert!(begin.elapsed() < Duration::from_secs(60), "processes are left");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

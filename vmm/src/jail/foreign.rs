@@ -131,6 +131,9 @@ impl Foreign {
         self.limits.set()?;
         if !privileged {
             namespaces::leave_user(self.identity.uid, self.identity.gid)?;
+            // Who has power over users has not had it over processes: the starter could make no pid
+            // namespace, and only who is in one of its own may mount a `/proc`.
+            namespaces::go_on_alone()?;
         }
         namespaces::leave(CHEAP_NAMESPACES.union(CloneFlags::CLONE_NEWNET))?;
         root::detach_from_host()?;

@@ -9,6 +9,8 @@ use std::io;
 use std::os::fd::AsFd;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
 
 use super::error::{During, JailError};
 
@@ -49,4 +51,46 @@ pub fn with_pid_namespace<T>(start: impl FnOnce() -> io::Result<T>) -> io::Resul
     let started = start();
     setns(own.as_fd(), CloneFlags::CLONE_NEWPID)?;
     started
+}
+
+/// Goes on in a new process, alone in a pid namespace of its own, which the calling one has power to make
+/// since [`leave_user`]. The calling process, which has one thread, stays behind for its starter's sake: it
+/// holds nothing open, ends as the new one does, and if it is killed, or its starter ends, so is that.
+///
+/// # Errors
+/// The kernel refuses. Only system calls are made.
+pub fn go_on_alone() -> Result<(), JailError> {
+    // SAFETY: plain numbers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    unshare(CloneFlags::CLONE_NEWPID).during("leave the caller's pid namespace")?;
+    // SAFETY: the process has one thread.
+    match unsafe { fork() }.during("start a process in a pid namespace of its own")? {
+        ForkResult::Child => Ok(()),
+        ForkResult::Parent { child } => stand_for(child),
+    }
+}
+
+/// Waits for a process's end, and ends likewise.
+fn stand_for(child: Pid) -> ! {
+    // SAFETY: nothing of this process uses a descriptor any more.
+    unsafe { libc::close_range(0, u32::MAX, 0) };
+    loop {
+        match waitpid(child, None) {
+            Ok(WaitStatus::Exited(_, status)) => {
+                // SAFETY: ends the process without running anything of it, whose other half lives on.
+                unsafe { libc::_exit(status) }
+            }
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                // SAFETY: plain numbers. What doesn't kill with its default action is not what killed.
+                unsafe {
+                    libc::signal(signal as libc::c_int, libc::SIG_DFL);
+                    libc::raise(signal as libc::c_int);
+                    libc::_exit(128 + signal as libc::c_int)
+                }
+            }
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            // SAFETY: as above.
+            Err(_) => unsafe { libc::_exit(1) },
+        }
+    }
 }
