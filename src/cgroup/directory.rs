@@ -166,6 +166,25 @@ impl Directory {
         text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
     }
 
+    /// The quota and the period of CPU time that are in force, in the words of `cpu.max`, if its hierarchy
+    /// has them.
+    pub fn cpu_time(&self) -> Option<(String, String)> {
+        let read = |file: &str| fs::read_to_string(self.path.join(file)).ok();
+        match &self.kind {
+            Kind::V1(controllers) if controllers.iter().any(|name| name == "cpu") => {
+                let (quota, period) = (read("cpu.cfs_quota_us")?, read("cpu.cfs_period_us")?);
+                let quota = if quota.starts_with('-') { "max" } else { quota.trim() };
+                Some((quota.to_owned(), period.trim().to_owned()))
+            }
+            Kind::V1(_) => None,
+            Kind::V2 => {
+                let text = read("cpu.max")?;
+                let (quota, period) = text.trim().split_once(' ')?;
+                Some((quota.to_owned(), period.to_owned()))
+            }
+        }
+    }
+
     /// The most memory in bytes that its processes may have, if its hierarchy limits that.
     pub fn memory_limit(&self) -> Option<u64> {
         let file = match &self.kind {
@@ -267,6 +286,30 @@ fn remove_with_children(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn time_in_force_is_read_from_either_version() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let (mount, path) = (folder.path().to_owned(), folder.path().to_owned());
+        for (file, text) in [
+            ("cpu.cfs_quota_us", "-1\n"),
+            ("cpu.cfs_period_us", "50000\n"),
+            ("cpu.max", "25000 50000\n"),
+        ] {
+            fs::write(folder.path().join(file), text).expect("written");
+        }
+        let version_1 = |name: &str| Kind::V1(vec![name.to_owned()]);
+        for (kind, expected) in [
+            (Kind::V2, Some(("25000", "50000"))),
+            (version_1("cpu"), Some(("max", "50000"))),
+            (version_1("memory"), None),
+        ] {
+            let (mount, path) = (mount.clone(), path.clone());
+            let found = Directory { kind, mount, path, made: Vec::new() }.cpu_time();
+            let found = found.as_ref().map(|(quota, period)| (&**quota, &**period));
+            assert_eq!(found, expected);
+        }
+    }
 
     #[test]
     fn what_a_change_does_not_name_stays() {

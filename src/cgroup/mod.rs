@@ -162,7 +162,8 @@ impl Cgroup {
     /// The kernel refuses a value; the field is named.
     pub fn apply(&self, limits: &[Setting]) -> anyhow::Result<()> {
         if let Some(unit) = &self.unit {
-            systemd::limit(unit, limits).context("linux.resources")?;
+            let in_force = self.directories.iter().find_map(Directory::cpu_time);
+            systemd::limit(unit, limits, in_force).context("linux.resources")?;
         }
         // With version 1 memory's limit is never above that of memory and swap: one order is for lowering
         // both, the other for raising them.

@@ -63,12 +63,18 @@ pub fn start(scope: &Scope, description: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tells systemd of the limits of a unit, as far as it has properties for them.
+/// Tells systemd of the limits of a unit, as far as it has properties for them. What a change of CPU time
+/// doesn't name stays as it is `in_force`: systemd would take a period that it isn't told for 100 ms.
 ///
 /// # Errors
 /// What systemd says.
-pub fn limit(unit: &str, limits: &[Setting]) -> anyhow::Result<()> {
-    let properties: Vec<_> = limits.iter().flat_map(properties).collect();
+pub fn limit(
+    unit: &str,
+    limits: &[Setting],
+    in_force: Option<(String, String)>,
+) -> anyhow::Result<()> {
+    let properties: Vec<_> =
+        limits.iter().flat_map(|limit| properties(limit, in_force.as_ref())).collect();
     if properties.is_empty() {
         return Ok(());
     }
@@ -81,7 +87,7 @@ pub fn limit(unit: &str, limits: &[Setting]) -> anyhow::Result<()> {
 }
 
 /// The properties for a limit, and their values: all are unsigned numbers of 64 bits.
-fn properties(limit: &Setting) -> Vec<(&'static str, String)> {
+fn properties(limit: &Setting, in_force: Option<&(String, String)>) -> Vec<(&'static str, String)> {
     let Some((file, value)) = &limit.v2 else { return Vec::new() };
     let name = match file.as_str() {
         "memory.max" => "MemoryMax",
@@ -89,21 +95,30 @@ fn properties(limit: &Setting) -> Vec<(&'static str, String)> {
         "memory.low" => "MemoryLow",
         "pids.max" => "TasksMax",
         "cpu.weight" => "CPUWeight",
-        "cpu.max" => return cpu_time(value).unwrap_or_default(),
+        "cpu.max" => return cpu_time(value, in_force).unwrap_or_default(),
         _ => return Vec::new(),
     };
     vec![(name, number(value))]
 }
 
-/// systemd has the quota as what it makes in a second, and a period of 100 ms unless it is told one.
-fn cpu_time(value: &str) -> Option<Vec<(&'static str, String)>> {
+/// systemd has the quota as what it makes in a second.
+fn cpu_time(
+    value: &str,
+    in_force: Option<&(String, String)>,
+) -> Option<Vec<(&'static str, String)>> {
     const QUOTA: &str = "CPUQuotaPerSecUSec";
-    let (quota, period) = value.split_once(' ').unwrap_or((value, "100000"));
+    let (had_quota, had_period) =
+        in_force.map_or((KEPT, "100000"), |(quota, period)| (quota.as_str(), period.as_str()));
+    let (quota, period) = value.split_once(' ').unwrap_or((value, had_period));
+    let quota = if quota == KEPT { had_quota } else { quota };
     if quota == KEPT {
         return None;
     }
     let period: u64 = period.parse().ok()?;
-    let Ok(quota) = quota.parse::<u64>() else { return Some(vec![(QUOTA, number(quota))]) };
+    let Ok(quota) = quota.parse::<u64>() else {
+        let period = ("CPUQuotaPeriodUSec", period.to_string());
+        return Some(vec![(QUOTA, number(quota)), period]);
+    };
     let a_second = quota.checked_mul(1_000_000)?.checked_div(period)?;
     Some(vec![(QUOTA, a_second.to_string()), ("CPUQuotaPeriodUSec", period.to_string())])
 }
@@ -157,7 +172,7 @@ mod tests {
     fn systemd_is_told_what_it_has_properties_for() {
         let told = |file: &str, value: &str| {
             let v2 = Some((file.to_owned(), value.to_owned()));
-            properties(&Setting { field: String::new(), v1: None, v2 })
+            properties(&Setting { field: String::new(), v1: None, v2 }, None)
         };
         let unlimited = u64::MAX.to_string();
         for (file, value, expected) in [
@@ -177,5 +192,19 @@ mod tests {
         {
             assert_eq!(told(file, value), []);
         }
+    }
+
+    #[test]
+    fn systemd_is_told_quota_and_period_together() {
+        let told = |value: &str, quota: &str| {
+            let in_force = (quota.to_owned(), "50000".to_owned());
+            let told = cpu_time(value, Some(&in_force)).expect("told");
+            told.into_iter().map(|(_, value)| value).collect::<Vec<_>>()
+        };
+        let unlimited = u64::MAX.to_string();
+        assert_eq!(told("25000", "75000"), ["500000", "50000"]);
+        assert_eq!(told("- 100000", "75000"), ["750000", "100000"]);
+        assert_eq!(told("- 100000", "max"), [&unlimited, "100000"]);
+        assert_eq!(told("max", "75000"), [&unlimited, "50000"]);
     }
 }
