@@ -1,14 +1,14 @@
 //! What a container may write to standard output and error, counted by all processes that copy it: the
 //! monitor, and those that stand for execs.
 //!
-//! They share the offset of an open file, which the kernel adds to in one step (`generic_file_llseek` of
-//! `fs/read_write.c`), and whose contents are the limit. None of them takes anything from the guest but
+//! They share the offset of an open file, which one of them at a time adds to (`fdget_pos` of `fs/file.c`),
+//! and whose contents are the limit. None of them takes anything from the guest but
 //! the bytes that it counts.
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::num::NonZeroU64;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use crate::limits::Bytes;
@@ -27,7 +27,10 @@ impl Budget {
     /// # Errors
     /// The host is out of descriptors or memory.
     pub fn new(limit: Bytes) -> io::Result<Self> {
-        let count = memory_file("kiln-output")?;
+        let memory = memory_file("kiln-output")?;
+        // The kernel guards the offset of what was opened, and not of a memory file as it is made.
+        let path = format!("/proc/self/fd/{}", memory.as_raw_fd());
+        let count = File::options().read(true).write(true).open(path)?;
         count.write_all_at(&limit.0.get().to_le_bytes(), 0)?;
         Ok(Self { count, limit })
     }
