@@ -20,92 +20,111 @@ const SIGSETXID: u32 = 33;
 
 const EXECUTABLE: u32 = libc::PROT_EXEC as u32;
 
-/// What any Rust program with threads needs: memory that isn't executable, threads, time, its end.
-pub const CORE: &[Rule] = &[
-    // Memory.
+/// What every thread needs: memory that isn't executable, locks, its wake-ups, what it says to the log and
+/// to the monitor, its end and the process's.
+pub const COMMON: &[Rule] = &[
     allow(libc::SYS_brk),
     allow_when(libc::SYS_mmap, &[When::Lacks(2, EXECUTABLE)]),
     allow_when(libc::SYS_mprotect, &[When::Lacks(2, EXECUTABLE)]),
     allow(libc::SYS_munmap),
     allow(libc::SYS_mremap),
     allow(libc::SYS_madvise),
-    // Threads.
-    allow_when(libc::SYS_clone, &[When::Is(0, THREAD)]),
-    // The C library's own signal, whose action it sets with a process's first thread.
-    allow_when(libc::SYS_rt_sigaction, &[When::Is(0, SIGSETXID)]),
+    allow(libc::SYS_futex),
+    allow(libc::SYS_sched_yield),
     allow(libc::SYS_set_robust_list),
-    allow(libc::SYS_rseq),
     allow(libc::SYS_sigaltstack),
     allow(libc::SYS_rt_sigprocmask),
     allow(libc::SYS_rt_sigreturn),
     allow(libc::SYS_restart_syscall),
-    allow(libc::SYS_sched_yield),
-    allow(libc::SYS_sched_getaffinity),
-    allow(libc::SYS_futex),
     allow(libc::SYS_gettid),
     allow(libc::SYS_getpid),
-    allow_when(libc::SYS_prctl, &[When::Is(0, libc::PR_SET_NAME as u32)]),
     allow_when(libc::SYS_tgkill, &[When::IsOwnPid(0)]),
     allow(libc::SYS_exit),
     allow(libc::SYS_exit_group),
-    // A narrower list for the thread that asks: no flag, thus nobody else's, and no descriptor for it.
-    allow_when(libc::SYS_seccomp, &[When::Is(0, libc::SECCOMP_SET_MODE_FILTER), When::Is(1, 0)]),
-    // Time and randomness.
     allow(libc::SYS_clock_gettime),
-    allow(libc::SYS_clock_nanosleep),
-    allow(libc::SYS_nanosleep),
     allow(libc::SYS_gettimeofday),
     allow(libc::SYS_getrandom),
+    allow(libc::SYS_read),
+    allow(libc::SYS_write),
+    allow(libc::SYS_close),
+    // The standard library looks whether a descriptor is open before it closes it, in debug builds.
+    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_GETFD as u32)]),
+    allow(libc::SYS_poll),
+    allow(libc::SYS_ppoll),
 ];
 
-/// Using descriptors that are there: files, eventfds, epoll.
-pub const DESCRIPTOR_IO: &[Rule] = &[
-    allow(libc::SYS_read),
+/// Waiting for many descriptors, and for points in time.
+pub const EVENTS: &[Rule] = &[
+    allow(libc::SYS_epoll_ctl),
+    allow(libc::SYS_epoll_wait),
+    allow(libc::SYS_epoll_pwait),
+    allow(libc::SYS_timerfd_settime),
+    allow(libc::SYS_clock_nanosleep),
+    allow(libc::SYS_nanosleep),
+];
+
+/// Descriptors of one's own, as many as one likes.
+pub const COPIES: &[Rule] = &[
+    allow(libc::SYS_dup),
+    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_DUPFD_CLOEXEC as u32)]),
+    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_GETFL as u32)]),
+    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_SETFL as u32)]),
+];
+
+/// Messages over sockets that are connected.
+pub const MESSAGES: &[Rule] = &[
+    allow(libc::SYS_recvfrom),
+    allow(libc::SYS_recvmsg),
+    allow_when(libc::SYS_sendto, &[When::Is(4, 0), When::Is(5, 0)]),
+    allow(libc::SYS_sendmsg),
+];
+
+/// Files and block devices, by offset.
+pub const DISKS: &[Rule] = &[
     allow(libc::SYS_readv),
     allow(libc::SYS_pread64),
     allow(libc::SYS_preadv),
-    allow(libc::SYS_write),
     allow(libc::SYS_writev),
     allow(libc::SYS_pwrite64),
     allow(libc::SYS_pwritev),
     allow(libc::SYS_lseek),
     allow(libc::SYS_fstat),
-    allow_when(libc::SYS_newfstatat, &[When::Is(3, libc::AT_EMPTY_PATH as u32)]),
     allow_when(libc::SYS_statx, &[When::Is(2, libc::AT_EMPTY_PATH as u32)]),
     allow(libc::SYS_fsync),
     allow(libc::SYS_fdatasync),
     allow(libc::SYS_fallocate),
-    allow(libc::SYS_close),
-    allow(libc::SYS_dup),
-    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_GETFD as u32)]),
-    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_SETFD as u32)]),
-    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_GETFL as u32)]),
-    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_SETFL as u32)]),
-    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_DUPFD_CLOEXEC as u32)]),
-    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::FIONBIO)]),
-    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::FIONREAD)]),
-    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::TCGETS)]),
     allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::BLKGETSIZE64)]),
     allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::BLKSSZGET)]),
     allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::BLKDISCARD)]),
     allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::BLKZEROOUT)]),
-    allow(libc::SYS_eventfd2),
-    allow(libc::SYS_epoll_create1),
-    allow(libc::SYS_epoll_ctl),
-    allow(libc::SYS_epoll_wait),
-    allow(libc::SYS_epoll_pwait),
-    allow(libc::SYS_poll),
-    allow(libc::SYS_ppoll),
-    allow(libc::SYS_timerfd_create),
-    allow(libc::SYS_timerfd_settime),
 ];
 
-/// Using sockets that were handed over. A new one exists only as a connected Unix pair.
+/// Starting threads.
+pub const STARTS: &[Rule] = &[
+    allow_when(libc::SYS_clone, &[When::Is(0, THREAD)]),
+    // The C library's own signal, whose action it sets with a process's first thread.
+    allow_when(libc::SYS_rt_sigaction, &[When::Is(0, SIGSETXID)]),
+    allow(libc::SYS_rseq),
+    allow(libc::SYS_sched_getaffinity),
+    allow_when(libc::SYS_prctl, &[When::Is(0, libc::PR_SET_NAME as u32)]),
+    // A narrower list for the thread that asks: no flag, thus nobody else's, and no descriptor for it.
+    allow_when(libc::SYS_seccomp, &[When::Is(0, libc::SECCOMP_SET_MODE_FILTER), When::Is(1, 0)]),
+];
+
+/// Making descriptors that lead nowhere else, and looking at those that are there.
+pub const DESCRIPTORS: &[Rule] = &[
+    allow_when(libc::SYS_newfstatat, &[When::Is(3, libc::AT_EMPTY_PATH as u32)]),
+    allow_when(libc::SYS_fcntl, &[When::Is(1, libc::F_SETFD as u32)]),
+    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::FIONBIO)]),
+    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::FIONREAD)]),
+    allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::TCGETS)]),
+    allow(libc::SYS_eventfd2),
+    allow(libc::SYS_epoll_create1),
+    allow(libc::SYS_timerfd_create),
+];
+
+/// Streams over sockets that are connected. A new one exists only as a connected Unix pair.
 pub const SOCKETS: &[Rule] = &[
-    allow(libc::SYS_recvfrom),
-    allow(libc::SYS_recvmsg),
-    allow_when(libc::SYS_sendto, &[When::Is(4, 0), When::Is(5, 0)]),
-    allow(libc::SYS_sendmsg),
     allow(libc::SYS_shutdown),
     allow(libc::SYS_getsockopt),
     allow_when(libc::SYS_socketpair, &[When::Is(0, libc::AF_UNIX as u32)]),
@@ -134,10 +153,15 @@ const fn requests<const N: usize>(numbers: &[u32]) -> [[When; 1]; N] {
     requests
 }
 
-const KVM_REQUESTS: [[When; 1]; ioctl::KVM.len()] = requests(ioctl::KVM);
+const KVM_REQUESTS: [[When; 1]; ioctl::SET_UP.len()] = requests(ioctl::SET_UP);
 
-/// Asking KVM for what [`ioctl::KVM`] lists, and the shared memory of a machine.
+/// Making a machine of KVM's.
 pub const KVM: &[Rule] = &ioctls(&KVM_REQUESTS);
+
+const PROCESSOR_REQUESTS: [[When; 1]; ioctl::PROCESSOR.len()] = requests(ioctl::PROCESSOR);
+
+/// What a processor's thread asks of KVM.
+pub const PROCESSOR: &[Rule] = &ioctls(&PROCESSOR_REQUESTS);
 
 /// Setting up a tap that was handed over. Neither another interface nor a filter, an owner or an
 /// address can be asked for.
@@ -148,7 +172,21 @@ const TAP: &[Rule] = &[
 ];
 
 /// `kiln vmm`.
-pub const VMM: &[&[Rule]] = &[CORE, DESCRIPTOR_IO, SOCKETS, TAP, KVM, GUEST_MEMORY, VCPU_THREADS];
+pub const VMM: &[&[Rule]] = &[
+    COMMON,
+    STARTS,
+    DESCRIPTORS,
+    COPIES,
+    EVENTS,
+    DISKS,
+    MESSAGES,
+    SOCKETS,
+    TAP,
+    KVM,
+    PROCESSOR,
+    GUEST_MEMORY,
+    VCPU_THREADS,
+];
 
 /// The file that is the guest's memory. It can't be executed: neither `mmap` nor `execveat` would.
 const GUEST_MEMORY: &[Rule] = &[
@@ -165,4 +203,5 @@ const KICK: u32 = 34;
 const VCPU_THREADS: &[Rule] = &[allow_when(libc::SYS_rt_sigaction, &[When::Is(0, KICK)])];
 
 /// `kiln devices`.
-pub const DEVICES: &[&[Rule]] = &[CORE, DESCRIPTOR_IO, SOCKETS, TAP, ACCEPT];
+pub const DEVICES: &[&[Rule]] =
+    &[COMMON, STARTS, DESCRIPTORS, COPIES, EVENTS, DISKS, MESSAGES, SOCKETS, TAP, ACCEPT];

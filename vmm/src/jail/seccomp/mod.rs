@@ -26,7 +26,9 @@ use seccompiler::{
     SeccompFilter, SeccompRule, TargetArch, sock_filter,
 };
 
-pub use self::lists::{CORE, DESCRIPTOR_IO, DEVICES, KVM, SOCKETS, VMM};
+pub use self::lists::{
+    COMMON, COPIES, DESCRIPTORS, DEVICES, DISKS, EVENTS, MESSAGES, SOCKETS, STARTS, VMM,
+};
 use super::JailError;
 
 /// One system call that is allowed, if all conditions hold. A call may have several rules.

@@ -197,5 +197,15 @@ const SERVING: &[Rule] = &[
 /// When the filter can't be installed.
 pub fn restrict_system_calls(control: BorrowedFd<'_>) -> Result<(), ConfinementError> {
     seccomp::violation::report_to("fs", Some(control));
-    Ok(seccomp::install(&[seccomp::CORE, seccomp::DESCRIPTOR_IO, seccomp::SOCKETS, SERVING])?)
+    Ok(seccomp::install(&[
+        seccomp::COMMON,
+        seccomp::STARTS,
+        seccomp::DESCRIPTORS,
+        seccomp::COPIES,
+        seccomp::EVENTS,
+        seccomp::DISKS,
+        seccomp::MESSAGES,
+        seccomp::SOCKETS,
+        SERVING,
+    ])?)
 }
