@@ -99,8 +99,7 @@ impl Directory {
 
     /// A new directory of cpuset, version 1, takes no process before it has CPUs and memory nodes.
     fn prepare(&self, path: &Path) -> io::Result<()> {
-        let Kind::V1(controllers) = &self.kind else { return Ok(()) };
-        if !controllers.iter().any(|name| name == "cpuset") {
+        if !self.kind.is_version_1_of("cpuset") {
             return Ok(());
         }
         for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -156,9 +155,7 @@ impl Directory {
     /// How many of its processes were killed for want of memory, if its hierarchy counts that.
     pub fn oom_kills(&self) -> Option<u64> {
         let file = match &self.kind {
-            Kind::V1(controllers) if controllers.iter().any(|name| name == "memory") => {
-                "memory.oom_control"
-            }
+            kind if kind.is_version_1_of("memory") => "memory.oom_control",
             Kind::V1(_) => return None,
             Kind::V2 => "memory.events",
         };
@@ -171,7 +168,7 @@ impl Directory {
     pub fn cpu_time(&self) -> Option<(String, String)> {
         let read = |file: &str| fs::read_to_string(self.path.join(file)).ok();
         match &self.kind {
-            Kind::V1(controllers) if controllers.iter().any(|name| name == "cpu") => {
+            kind if kind.is_version_1_of("cpu") => {
                 let (quota, period) = (read("cpu.cfs_quota_us")?, read("cpu.cfs_period_us")?);
                 let quota = if quota.starts_with('-') { "max" } else { quota.trim() };
                 Some((quota.to_owned(), period.trim().to_owned()))
@@ -188,9 +185,7 @@ impl Directory {
     /// The most memory in bytes that its processes may have, if its hierarchy limits that.
     pub fn memory_limit(&self) -> Option<u64> {
         let file = match &self.kind {
-            Kind::V1(controllers) if controllers.iter().any(|name| name == "memory") => {
-                "memory.limit_in_bytes"
-            }
+            kind if kind.is_version_1_of("memory") => "memory.limit_in_bytes",
             Kind::V1(_) => return None,
             Kind::V2 => "memory.max",
         };
@@ -213,8 +208,7 @@ impl Directory {
     /// Lets processes go on that somebody has frozen: in version 1 not even a kill reaches them. That
     /// there are none is no error.
     pub fn thaw(&self) {
-        if matches!(&self.kind, Kind::V1(controllers) if controllers.iter().any(|c| c == "freezer"))
-        {
+        if self.kind.is_version_1_of("freezer") {
             let _ = self.write("freezer.state", "THAWED");
         }
     }

@@ -32,6 +32,13 @@ pub enum Kind {
     V2,
 }
 
+impl Kind {
+    /// Whether it is a hierarchy of version 1 that has this controller.
+    pub fn is_version_1_of(&self, controller: &str) -> bool {
+        matches!(self, Self::V1(controllers) if controllers.iter().any(|name| name == controller))
+    }
+}
+
 /// Finds the hierarchies.
 ///
 /// # Errors
