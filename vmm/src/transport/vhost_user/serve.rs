@@ -6,6 +6,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex};
 
 use rustix::event::{PollFd, PollFlags, epoll, poll};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use vhost::vhost_user::message::VhostUserHeaderFlag;
 use vhost::vhost_user::{BackendReqHandler, Error as VhostError, VhostUserVirtioFeatures};
 
 use super::session::Session;
@@ -99,19 +101,52 @@ fn handle(
     handler: &mut BackendReqHandler<Mutex<Session>>,
     session: &Mutex<Session>,
 ) -> Result<bool, ServeError> {
+    // SAFETY: the handler holds the socket open and outlives this.
+    let socket = unsafe { BorrowedFd::borrow_raw(handler.as_raw_fd()) };
+    let header = peek(socket);
     match handler.handle_request() {
         Ok(()) => Ok(true),
         // The message layer does not pass a ring's enabling on before the driver's features are set,
-        // and that is all it says so of.
+        // and that is all it says so of. Neither does it answer: QEMU waits for that since version 8.2.
         Err(VhostError::InactiveFeature(VhostUserVirtioFeatures::PROTOCOL_FEATURES)) => {
             lock(session).enable_early();
-            Ok(true)
+            answer(socket, header)
         }
         // What the message layer says when the socket ends.
         Err(
             VhostError::Disconnected | VhostError::PartialMessage | VhostError::SocketBroken(_),
         ) => Ok(false),
         Err(error) => Err(ServeError::Protocol(error)),
+    }
+}
+
+/// The request and the flags of the message that comes next, zeros if they are not there yet.
+fn peek(socket: BorrowedFd<'_>) -> [u32; 2] {
+    let mut bytes = [0; 8];
+    match recv(socket, &mut bytes[..], RecvFlags::PEEK) {
+        Ok((8, _)) => {
+            let [a, b, c, d, e, f, g, h] = bytes;
+            [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
+        }
+        // The message layer says what is wrong.
+        _ => [0; 2],
+    }
+}
+
+/// Tells the front-end that its message was heeded, if it wants to know; false if it is gone.
+fn answer(socket: BorrowedFd<'_>, [request, flags]: [u32; 2]) -> Result<bool, ServeError> {
+    const VERSION: u32 = 1;
+    if flags & VhostUserHeaderFlag::NEED_REPLY.bits() == 0 {
+        return Ok(true);
+    }
+    let flags = VERSION | VhostUserHeaderFlag::REPLY.bits();
+    // Its size, and a number of 64 bits, 0 for success.
+    let message = [request, flags, 8, 0, 0];
+    let bytes: Vec<u8> = message.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    match send(socket, &bytes, SendFlags::NOSIGNAL) {
+        Ok(_) => Ok(true),
+        Err(rustix::io::Errno::PIPE | rustix::io::Errno::CONNRESET) => Ok(false),
+        Err(error) => Err(host("send failed")(error)),
     }
 }
 

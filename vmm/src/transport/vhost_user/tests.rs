@@ -1,6 +1,6 @@
 //! The back-end against a front-end that the tests play.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::{self, JoinHandle};
@@ -11,16 +11,17 @@ use vhost::vhost_user::message::VhostUserConfigFlags;
 use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use vm_memory::{Bytes, FileOffset, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{ServeError, serve};
 use crate::GuestMemory;
-use crate::virtio::VirtioDevice;
 use crate::virtio::block::Block;
 use crate::virtio::ring::Ring;
 use crate::virtio::vsock::Vsock;
 use crate::virtio::vsock::broker::Broker;
+use crate::virtio::{DeviceError, Event, Queues, Used, VirtioDevice};
 
 const MEMORY: usize = 0x40_000;
 
@@ -260,6 +261,81 @@ fn a_device_with_host_events_ends_when_it_is_told() {
     drop(until);
     serving.join().expect("no panic").expect("ends without a front-end's word");
     drop(nobody);
+}
+
+/// Looks like a network device, and does nothing.
+struct Idle;
+
+impl VirtioDevice for Idle {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[256, 256]
+    }
+
+    fn read_config(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn process(
+        &mut self,
+        _event: Event,
+        _queues: &mut Queues<'_, '_>,
+    ) -> Result<Used, DeviceError> {
+        Ok(Used::NONE)
+    }
+
+    fn reset(&mut self) {}
+}
+
+/// Numbers of messages, of the specification.
+const GET_FEATURES: u32 = 1;
+const SET_OWNER: u32 = 3;
+const GET_PROTOCOL_FEATURES: u32 = 15;
+const SET_PROTOCOL_FEATURES: u32 = 16;
+const SET_VRING_ENABLE: u32 = 18;
+
+/// A message with its header: version 1, and whether a reply is wanted.
+fn message(request: u32, wants_reply: bool, body: &[u8]) -> Vec<u8> {
+    let flags = 1 | u32::from(wants_reply) << 3;
+    let header = [request, flags, body.len() as u32];
+    header.iter().flat_map(|word| word.to_le_bytes()).chain(body.iter().copied()).collect()
+}
+
+/// The number that a message is answered with.
+fn answer(stream: &mut UnixStream, request: u32) -> u64 {
+    let mut bytes = [0; 20];
+    stream.read_exact(&mut bytes).expect("an answer");
+    assert_eq!(bytes[..4], request.to_le_bytes());
+    u64::from_le_bytes(bytes[12..].try_into().expect("8 bytes"))
+}
+
+#[test]
+fn rings_are_enabled_before_anything_else_with_a_reply_for_who_wants_it() {
+    let (mut stream, until, serving) = start(Box::new(Idle));
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(60))).expect("time-out");
+    let mut send = |request, wants_reply, body: &[u8], answered: bool| {
+        stream.write_all(&message(request, wants_reply, body)).expect("sends");
+        if answered { answer(&mut stream, request) } else { 0 }
+    };
+    send(SET_OWNER, false, &[], false);
+    send(GET_FEATURES, false, &[], true);
+    let protocol = send(GET_PROTOCOL_FEATURES, false, &[], true);
+    send(SET_PROTOCOL_FEATURES, false, &protocol.to_le_bytes(), false);
+    assert_ne!(protocol & VhostUserProtocolFeatures::REPLY_ACK.bits(), 0);
+    // QEMU wants it since version 8.2.
+    for wants_reply in [false, true] {
+        for ring in [0u32, 1] {
+            let body = [ring.to_le_bytes(), 1u32.to_le_bytes()].concat();
+            assert_eq!(send(SET_VRING_ENABLE, wants_reply, &body, wants_reply), 0);
+        }
+    }
+    // Nothing was answered that nobody asked for.
+    send(GET_FEATURES, false, &[], true);
+    drop((stream, until));
+    serving.join().expect("no panic").expect("served to the end");
 }
 
 proptest! {
