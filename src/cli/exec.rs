@@ -21,6 +21,7 @@ use crate::process::{Launch, describe};
 use crate::sandbox::ProxyConfig;
 use crate::sandbox::client::{Client, Ending};
 use crate::sandbox::control::{self, EXEC_REFUSED, Request};
+use crate::sandbox::pidfd_socket::PidfdSocket;
 use crate::state::{self, Container, Status};
 
 /// Options of `kiln exec`.
@@ -39,6 +40,9 @@ pub struct Exec {
     /// Send the master of the program's terminal to this Unix socket
     #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
+    /// Send a descriptor of the process that stands for the program to this Unix socket
+    #[arg(long, value_name = "SOCKET")]
+    pidfd_socket: Option<PathBuf>,
     /// Give the program a terminal
     #[arg(short, long)]
     tty: bool,
@@ -142,7 +146,9 @@ fn execute(global: &Global, exec: Exec) -> anyhow::Result<Ending> {
     };
     let terminal = console.size(Some(&program.process))?;
     let monitor = control::reach(&container).context("the sandbox's monitor")?;
-    let (client, command) = Client::new()?;
+    let (mut client, command) = Client::new()?;
+    let pidfd_socket = exec.pidfd_socket.as_deref().map(PidfdSocket::for_exec);
+    client.send_pidfd(pidfd_socket.transpose()?);
     let mut launch = Launch::stand_in("exec-proxy", &global.for_stand_in());
     let raw_mode = console.attach(&mut launch, terminal)?;
     let config = ProxyConfig {

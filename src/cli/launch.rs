@@ -18,6 +18,7 @@ use crate::log::rfc3339;
 use crate::privileges;
 use crate::process::Launch;
 use crate::sandbox::client::Client;
+use crate::sandbox::pidfd_socket::PidfdSocket;
 use crate::sandbox::trace::Trace;
 use crate::sandbox::{
     ContainerConfig, Deadlines, Engine, Guest, Mode, MonitorConfig, NamespaceConfig, Occasion,
@@ -38,6 +39,9 @@ pub struct Options {
     /// Send the master of the container's terminal to this Unix socket
     #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
+    /// Send a descriptor of the process that stands for the container to this Unix socket
+    #[arg(long, value_name = "SOCKET")]
+    pidfd_socket: Option<PathBuf>,
     /// What executes the guest's code
     #[arg(long, value_enum)]
     pub engine: Option<EngineChoice>,
@@ -115,6 +119,7 @@ struct Wanted {
     home: Home,
     cgroup: cgroup::Wanted,
     terminal: Option<WindowSize>,
+    pidfd_socket: Option<PidfdSocket>,
 }
 
 impl Wanted {
@@ -135,7 +140,19 @@ impl Wanted {
         let cgroup = find_cgroup(global, &bundle, &options.id)?;
         let console = console(&options, &bundle, purpose);
         let terminal = console.size(bundle.spec.process().as_ref())?;
-        Ok(Self { started_ns, trace, options, settings, bundle, limits, home, cgroup, terminal })
+        let pidfd_socket = options.pidfd_socket.as_deref().map(PidfdSocket::for_container);
+        Ok(Self {
+            started_ns,
+            trace,
+            settings,
+            bundle,
+            limits,
+            home,
+            cgroup,
+            terminal,
+            pidfd_socket: pidfd_socket.transpose()?,
+            options,
+        })
     }
 
     /// Makes it, with its state in a directory that is removed if that fails.
@@ -150,6 +167,7 @@ impl Wanted {
         trace.timed("mount points", || bundle.make_mountpoints()).context("root.path")?;
         let (mut client, command) = Client::new()?;
         client.run_hooks(hooks_of(&record));
+        client.send_pidfd(self.pidfd_socket);
         let mut launch = Launch::stand_in("monitor", &global.for_stand_in());
         let guest = home.hand_over(&settings, &mut launch);
         let raw_mode = console(&options, &bundle, purpose).attach(&mut launch, self.terminal)?;

@@ -11,6 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::socket::MsgFlags;
 
 use super::events::watched_signals;
+use super::pidfd_socket::PidfdSocket;
 use super::{FromCommand, FromMonitor, Occasion, Outcome, packet};
 use crate::process::{Launch, Process, describe};
 use crate::terminal;
@@ -34,6 +35,7 @@ pub struct Client {
     signals: SignalFd,
     socket: OwnedFd,
     hooks: Hooks,
+    pidfd_socket: Option<PidfdSocket>,
 }
 
 impl Client {
@@ -47,12 +49,18 @@ impl Client {
         let signals =
             SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let (socket, theirs) = packet::pair()?;
-        Ok((Self { signals, socket, hooks: Box::new(|_, _| Ok(())) }, theirs))
+        let hooks = Box::new(|_, _| Ok(()));
+        Ok((Self { signals, socket, hooks, pidfd_socket: None }, theirs))
     }
 
     /// Has hooks run. If they fail, the monitor is killed.
     pub fn run_hooks(&mut self, hooks: impl Fn(Occasion, u32) -> anyhow::Result<()> + 'static) {
         self.hooks = Box::new(hooks);
+    }
+
+    /// Has a descriptor of the process sent as soon as there is one.
+    pub fn send_pidfd(&mut self, socket: Option<PidfdSocket>) {
+        self.pidfd_socket = socket;
     }
 
     /// Starts a monitor and waits for what its [`Mode`](super::Mode) says: for its end, which has
@@ -84,6 +92,9 @@ impl Client {
         let mut process = launch
             .spawn_with(move || Ok(blocked.thread_block()?))
             .context("cannot start the process that stands for it")?;
+        if let Some(socket) = &self.pidfd_socket {
+            socket.send(process.pidfd()).context("--pidfd-socket")?;
+        }
         loop {
             match self.wait(&mut process)? {
                 Some(FromMonitor::At(occasion)) => {

@@ -44,6 +44,7 @@ pub mod machine;
 mod monitor;
 pub mod packet;
 pub mod phases;
+pub mod pidfd_socket;
 pub mod pod;
 mod proxy;
 mod readable;

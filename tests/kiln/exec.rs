@@ -313,12 +313,12 @@ fn signal(child: &Child, signal: Signal) {
     kill(pid, signal).expect("sent");
 }
 
-/// The master that comes over a console socket, and the name that comes with it.
-fn accept_master(listener: &UnixListener) -> (OwnedFd, String) {
+/// The descriptor that comes over a socket, and the words that come with it.
+pub fn accept_descriptor(listener: &UnixListener) -> (OwnedFd, String) {
     let (connection, _) = listener.accept().expect("connected");
-    let mut name = [0; 256];
+    let mut words = [0; 256];
     let mut space = nix::cmsg_space!(RawFd);
-    let mut parts = [IoSliceMut::new(&mut name)];
+    let mut parts = [IoSliceMut::new(&mut words)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let received = recvmsg::<()>(connection.as_raw_fd(), &mut parts, Some(&mut space), flags)
         .expect("received");
@@ -327,8 +327,8 @@ fn accept_master(listener: &UnixListener) -> (OwnedFd, String) {
         panic!("no descriptor came")
     };
     // SAFETY: the kernel has just made it for this process.
-    let master = unsafe { OwnedFd::from_raw_fd(fds[0]) };
-    (master, String::from_utf8_lossy(&name[..length]).into_owned())
+    let descriptor = unsafe { OwnedFd::from_raw_fd(fds[0]) };
+    (descriptor, String::from_utf8_lossy(&words[..length]).into_owned())
 }
 
 #[test]
@@ -355,7 +355,7 @@ fn terminals_go_over_the_console_socket_or_are_the_callers_own() {
     let mut command = exec(&stage, &options, &["busybox", "sh", "-c", script]);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let mut command = command.spawn().expect("kiln");
-    let (master, name) = accept_master(&listener);
+    let (master, name) = accept_descriptor(&listener);
     assert!(name.starts_with("/dev/pts/"), "{name}");
     assert!(command.wait().expect("ends").success());
     let pid = pid_in(&pid_file);

@@ -20,6 +20,7 @@ mod metrics;
 mod namespaces;
 mod network;
 mod pause;
+mod pidfd_socket;
 mod pods;
 mod rootfs;
 mod run;
