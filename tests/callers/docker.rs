@@ -84,6 +84,34 @@ fn buildkit_builds_with_cache_and_secret() {
 }
 
 #[test]
+fn buildkits_failing_step_fails_the_build_and_a_cancelled_one_is_killed() {
+    on_stage(|stage| {
+        let _dockerd = dockerd(stage);
+        let context = stage.path("context");
+        fs::create_dir(&context).expect("directory");
+        let folder = context.display().to_string();
+        let build = ["env", "DOCKER_BUILDKIT=1", DOCKER, "build", "--progress", "plain"];
+        let build = [&build[..], &["--network", "none", &folder]].concat();
+        let write = |step: &str| {
+            let file = format!("FROM {NAME}\nRUN {step}\n");
+            fs::write(context.join("Dockerfile"), file).expect("file");
+        };
+        write("echo what went wrong >&2; exit 42");
+        let errors = stage.fails(1, &build);
+        assert!(errors.contains("what went wrong") && errors.contains("exit code: 42"), "{errors}");
+        assert_eq!(stage.containers(), 0);
+
+        write("sleep 1000");
+        let running = stage.start(&build);
+        eventually("the step", || stage.containers() == 1);
+        drop(running);
+        eventually("the step's end", || stage.containers() == 0);
+        write("true");
+        stage.ok(&build);
+    });
+}
+
+#[test]
 fn bridged_containers_are_reached_by_published_ports() {
     on_stage(|stage| {
         let _dockerd = dockerd(stage);
