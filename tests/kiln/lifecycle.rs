@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::run::{eventually, processes_of};
 use crate::stage::{Stage, errors};
@@ -91,6 +91,27 @@ fn signals_reach_the_program_and_its_status_is_the_monitors() {
     assert_eq!(libc::WEXITSTATUS(status), 5);
     wait_for_output(&stage, "got it");
     succeeds(&stage, &["delete", "test"]);
+}
+
+#[test]
+fn files_that_are_written_before_the_start_are_seen_by_the_program() {
+    let stage = Stage::new(&["cat", "/resolv.conf"]);
+    let file = stage.path().join("resolv.conf");
+    fs::write(&file, "").expect("file");
+    stage.edit(|config| {
+        let mount = json!({
+            "destination": "/resolv.conf", "type": "bind", "source": file, "options": ["bind", "ro"],
+        });
+        config["mounts"].as_array_mut().expect("mounts").push(mount);
+    });
+    assert!(create(&stage, &[]).status.success());
+    fs::write(&file, "nameserver 10.0.0.1\n").expect("file");
+    succeeds(&stage, &["start", "test"]);
+    wait_for(&stage, "stopped");
+    let output = fs::read_to_string(stage.path().join("output")).expect("output");
+    assert_eq!(output, "nameserver 10.0.0.1\n");
+    succeeds(&stage, &["delete", "test"]);
+    assert!(stage.is_clean());
 }
 
 #[test]

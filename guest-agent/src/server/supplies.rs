@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use kiln_protocol::{FailurePhase, Stdio, StreamToken};
-use rustix::fs::{Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, StatxFlags, Uid, statx};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::streams::Endpoint;
@@ -75,6 +75,20 @@ pub fn gather(
         bind_devices: user.is_some(),
     };
     Ok((supplies, store))
+}
+
+/// Has the kernel ask the host what the sources of a container's bind mounts are now. Callers write to
+/// them after the container's set-up (podman to its `resolv.conf`), and the kernel would believe for a
+/// second what it saw then: an empty file, in the worst case.
+pub fn refresh(environment: &Environment, plan: &Plan) {
+    for mount in &plan.rootfs.mounts {
+        if let MountSource::Share { path, .. } = &mount.source {
+            let flags = AtFlags::STATX_FORCE_SYNC | AtFlags::SYMLINK_NOFOLLOW;
+            // What can't be asked for any more, the container's program will see by itself.
+            let path = environment.share.join(path);
+            let _ = statx(rustix::fs::CWD, path, flags, StatxFlags::BASIC_STATS);
+        }
+    }
 }
 
 fn open_share(share: &Path, path: &Path, field: &str) -> Result<OwnedFd, Failure> {

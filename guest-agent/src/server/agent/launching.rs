@@ -49,8 +49,10 @@ impl Agent {
 
     pub(super) fn start(&mut self, container: &str, network: Option<&Network>) -> io::Result<()> {
         let name = ProcessName::first(container);
+        let environment = self.environment.clone();
         let refused = match self.living(container) {
             Some(container) if container.first.state == State::Created => {
+                supplies::refresh(&environment, &container.plan);
                 match container.connect(network) {
                     Ok(()) => execute(&mut container.first),
                     Err(failure) => self.give_up(&name, failure),
