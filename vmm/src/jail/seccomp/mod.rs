@@ -15,16 +15,13 @@ pub mod denied;
 pub mod ioctl;
 mod lists;
 pub mod names;
+mod program;
 pub mod threads;
 pub mod violation;
 
-use std::collections::BTreeMap;
 use std::io;
 
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition,
-    SeccompFilter, SeccompRule, TargetArch, sock_filter,
-};
+use seccompiler::sock_filter;
 
 pub use self::lists::{
     COMMON, COPIES, DESCRIPTORS, DEVICES, DISKS, EVENTS, MESSAGES, SOCKETS, STARTS, VMM,
@@ -67,23 +64,15 @@ pub const fn allow_when(call: libc::c_long, when: &'static [When]) -> Rule {
 /// Compiles the lists into one filter and puts it on every thread of the process, for good.
 ///
 /// # Errors
-/// The rules contradict each other, or the kernel refuses.
+/// The kernel refuses.
 pub fn install(lists: &[&[Rule]]) -> Result<(), JailError> {
-    seccompiler::apply_filter_all_threads(&compile(lists).map_err(JailError::Filter)?)
-        .map_err(JailError::Load)?;
+    seccompiler::apply_filter_all_threads(&program::compile(lists)).map_err(JailError::Load)?;
     threads::process_is_confined();
     Ok(())
 }
 
-/// Compiles lists into one filter.
-fn compile(lists: &[&[Rule]]) -> Result<BpfProgram, BackendError> {
-    let mut filter = without_clone3().to_vec();
-    filter.extend(allow_list(lists)?);
-    Ok(filter)
-}
-
 /// Puts a filter on the calling thread, for good. The thread can have no new privileges already.
-fn load(filter: &BpfProgram) -> io::Result<()> {
+fn load(filter: &[sock_filter]) -> io::Result<()> {
     let length = filter.len().try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = libc::sock_fprog { len: length, filter: filter.as_ptr().cast_mut().cast() };
     // SAFETY: the header points at `len` instructions of the layout of `struct sock_filter`, which live
@@ -94,64 +83,9 @@ fn load(filter: &BpfProgram) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// What stands before a filter so that `clone3` isn't there, whatever the architecture that a call
-/// claims to be for: load the call's number (`struct seccomp_data`), return unless it is another.
-const fn without_clone3() -> [sock_filter; 3] {
-    const NUMBER: u32 = 0;
-    let answer = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
-    [
-        sock_filter { code: LOAD, jt: 0, jf: 0, k: NUMBER },
-        sock_filter { code: JUMP_IF_EQUAL, jt: 0, jf: 1, k: libc::SYS_clone3 as u32 },
-        sock_filter { code: RETURN, jt: 0, jf: 0, k: answer },
-    ]
-}
-
-const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-
-fn allow_list(lists: &[&[Rule]]) -> Result<BpfProgram, BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for rule in lists.iter().copied().flatten() {
-        let alternatives = rules.entry(rule.call).or_default();
-        if !rule.when.is_empty() {
-            alternatives.push(SeccompRule::new(conditions(rule)?)?);
-        }
-    }
-    // A call with a rule without conditions is free, whatever other rules say.
-    for rule in lists.iter().copied().flatten().filter(|rule| rule.when.is_empty()) {
-        rules.insert(rule.call, vec![]);
-    }
-    SeccompFilter::new(rules, SeccompAction::Trap, SeccompAction::Allow, TargetArch::x86_64)?
-        .try_into()
-}
-
-fn conditions(rule: &Rule) -> Result<Vec<SeccompCondition>, BackendError> {
-    rule.when
-        .iter()
-        .map(|when| {
-            let (argument, operator, value) = match *when {
-                When::Is(argument, value) => (argument, SeccompCmpOp::Eq, value),
-                When::Lacks(argument, bits) => {
-                    (argument, SeccompCmpOp::MaskedEq(u64::from(bits)), 0)
-                }
-                When::IsOwnPid(argument) => (argument, SeccompCmpOp::Eq, std::process::id()),
-            };
-            SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, u64::from(value))
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_list_compiles() {
-        for lists in [VMM, DEVICES] {
-            assert!(allow_list(lists).unwrap().len() > 100);
-        }
-    }
 
     #[test]
     fn no_list_allows_what_leads_out() {
