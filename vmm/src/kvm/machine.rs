@@ -18,6 +18,7 @@ use super::resident;
 use super::serial::{Pump, SerialPort};
 use super::vcpu::{self, Shared};
 use super::vm::{self, Vm};
+use super::workers::{DeviceGroup, Workers};
 use super::{Kernel, KvmError, MAX_CPUS, boot, cpuid, layout, registers};
 use crate::GuestMemory;
 use crate::borrow::borrow_fd;
@@ -27,7 +28,7 @@ use crate::log_limit::LogLimit;
 use crate::memory;
 use crate::sync::lock;
 use crate::transport::Backend;
-use crate::transport::mmio::{LocalBackend, MmioTransport, QUEUE_NOTIFY, Worker, WorkerHandle};
+use crate::transport::mmio::{LocalBackend, MmioTransport, QUEUE_NOTIFY};
 use crate::virtio::VirtioDevice;
 
 /// Sees an exit that would end the guest as [`GuestEnd::Broken`] before anything is done about it,
@@ -51,7 +52,7 @@ pub struct Machine {
     memory: GuestMemory,
     bus: Bus,
     pump: Option<Pump>,
-    workers: Vec<(DeviceGroup, Worker)>,
+    workers: Workers,
     hook: Option<ExitHook>,
     stop: Arc<EventFd>,
 }
@@ -86,27 +87,6 @@ impl<'a> Until<'a> {
             // POLLHUP is reported unasked; POLLIN would also tell of data, which nobody sends.
             Self::HangUp(fd) => Some(PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)),
             Self::Readable(fd) => Some(PollFd::from_borrowed_fd(fd, PollFlags::IN)),
-        }
-    }
-}
-
-/// Which thread serves a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceGroup {
-    /// Devices that wait for storage.
-    Storage,
-    /// Devices whose work is the host's network stack.
-    Network,
-    /// Devices that never wait.
-    Streams,
-}
-
-impl DeviceGroup {
-    fn thread(self) -> Thread {
-        match self {
-            Self::Storage => Thread::Storage,
-            Self::Network => Thread::Network,
-            Self::Streams => Thread::Streams,
         }
     }
 }
@@ -171,7 +151,7 @@ impl Machine {
             memory,
             bus: Bus::default(),
             pump: None,
-            workers: Vec::new(),
+            workers: Workers::new()?,
             hook: None,
             stop: Arc::new(stop),
         })
@@ -213,7 +193,7 @@ impl Machine {
         device: Box<dyn VirtioDevice>,
         group: DeviceGroup,
     ) -> Result<(), KvmError> {
-        let worker = self.worker(group);
+        let worker = self.workers.handle(group);
         self.add_backend(Box::new(LocalBackend::new(device, worker)))
     }
 
@@ -238,16 +218,6 @@ impl Machine {
             .map_err(KvmError::host("make a virtio device's eventfds"))?;
         self.bus.windows.push(Mutex::new(transport));
         Ok(())
-    }
-
-    fn worker(&mut self, group: DeviceGroup) -> WorkerHandle {
-        if let Some((_, worker)) = self.workers.iter().find(|(g, _)| *g == group) {
-            return worker.handle();
-        }
-        let worker = Worker::new(group.thread());
-        let handle = worker.handle();
-        self.workers.push((group, worker));
-        handle
     }
 
     /// Lets `hook` see exits before they end the guest.
@@ -301,22 +271,17 @@ impl Machine {
         // As late as can be: KVM answers this only when it has finished what the interrupt
         // controllers began.
         vm::add_memory(&self.vm, &shared.memory)?;
-        // Declared before the processors: what they wait for outlives them.
-        let workers = self.workers;
-        for (_, worker) in &workers {
-            worker.start().map_err(KvmError::host("start a thread for devices"))?;
-        }
-        let mut processors = Processors { shared: shared.clone(), threads: Vec::new() };
+        let mut processors =
+            Processors { shared: shared.clone(), threads: Vec::new(), workers: self.workers };
         for (index, vcpu) in self.vcpus.into_iter().enumerate() {
             processors.start(index, vcpu)?;
         }
-        let waited = wait(&shared.ended, &self.stop, until);
+        let waited = wait(&shared.ended, &self.stop, &processors.workers, until);
         if let (Ok(Wakeup::Ended), Some(console)) = (&waited, &shared.bus.ports.serial) {
             // Its thread ends while the processors' do.
             console.begin_to_finish();
         }
         drop(processors);
-        drop(workers);
         if let (Some(mut serial), Ok(Wakeup::Ended)) = (serial, &waited) {
             serial.patience = CONSOLE_PATIENCE;
         }
@@ -329,10 +294,12 @@ impl Machine {
     }
 }
 
-/// The processors' threads. Dropped, it stops them and waits until they are gone.
+/// The processors' threads. Dropped, it stops them and waits until they are gone, and then until those
+/// of the devices are.
 struct Processors {
     shared: Arc<Shared>,
     threads: Vec<(Kick, JoinHandle<VcpuFd>)>,
+    workers: Workers,
 }
 
 impl Processors {
@@ -354,6 +321,7 @@ impl Drop for Processors {
         if let Some(serial) = &self.shared.bus.ports.serial {
             serial.stop_waiting();
         }
+        self.workers.refuse();
         for (kick, thread) in &self.threads {
             kick.kick(thread);
         }
@@ -403,17 +371,26 @@ enum Wakeup {
     Stopped,
 }
 
-/// Waits for the guest's end or for being told to stop. A guest that takes its time lives beside a
-/// smaller process.
-fn wait(ended: &EventFd, stop: &EventFd, until: Until<'_>) -> Result<Wakeup, KvmError> {
+/// Waits for the guest's end or for being told to stop, and starts the devices' threads: each when the
+/// guest uses it, and all when it has started. A guest that takes its time lives beside a smaller process.
+fn wait(
+    ended: &EventFd,
+    stop: &EventFd,
+    workers: &Workers,
+    until: Until<'_>,
+) -> Result<Wakeup, KvmError> {
     let mut start = Some(START);
     loop {
         let (ended, stop) = (borrow_fd(ended), borrow_fd(stop));
-        let mut fds = vec![PollFd::from_borrowed_fd(ended, PollFlags::IN)];
-        fds.push(PollFd::from_borrowed_fd(stop, PollFlags::IN));
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(workers.wanted(), PollFlags::IN),
+            PollFd::from_borrowed_fd(ended, PollFlags::IN),
+            PollFd::from_borrowed_fd(stop, PollFlags::IN),
+        ];
         fds.extend(until.polled());
         match poll(&mut fds, start.as_ref()) {
             Ok(0) => {
+                workers.start_all()?;
                 narrow(Thread::Waiting);
                 resident::release_program();
                 start = None;
@@ -421,11 +398,15 @@ fn wait(ended: &EventFd, stop: &EventFd, until: Until<'_>) -> Result<Wakeup, Kvm
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(KvmError::host("wait for the guest")(e)),
         }
-        if !fds[0].revents().is_empty() {
+        let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        if is_ready(&fds[1]) {
             return Ok(Wakeup::Ended);
         }
-        if fds[1..].iter().any(|fd| !fd.revents().is_empty()) {
+        if fds[2..].iter().any(is_ready) {
             return Ok(Wakeup::Stopped);
+        }
+        if is_ready(&fds[0]) {
+            workers.start_wanted()?;
         }
     }
 }

@@ -30,15 +30,17 @@ mod resident;
 mod serial;
 mod vcpu;
 mod vm;
+mod workers;
 
 #[cfg(test)]
 mod tests;
 
 pub use boot::{BootError, EntryPoint, Kernel};
 pub use host::check_host;
-pub use machine::{DeviceGroup, ExitHook, Machine, Stopper, Until};
+pub use machine::{ExitHook, Machine, Stopper, Until};
 pub use process::{run, run_alone};
 pub use vm::Vm;
+pub use workers::DeviceGroup;
 
 /// The most processors that a machine can have.
 pub const MAX_CPUS: u8 = 32;

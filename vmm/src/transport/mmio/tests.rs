@@ -2,11 +2,12 @@
 
 mod driver;
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use proptest::prelude::*;
 use virtio_queue::QueueT;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::*;
 use crate::jail::seccomp::threads::Thread;
@@ -24,7 +25,7 @@ fn memory() -> GuestMemory {
 }
 
 fn worker() -> Worker {
-    let worker = Worker::new(Thread::Streams);
+    let (worker, _) = unstarted_worker();
     worker.start().unwrap();
     worker
 }
@@ -71,6 +72,52 @@ fn a_request_is_answered_with_an_interrupt() {
     driver.write(Register::QueueNotify, 0);
     driver.wait_for_interrupt();
     assert_eq!(ring.used(), [(0, 32), (1, 16)]);
+}
+
+fn unstarted_worker() -> (Worker, Arc<EventFd>) {
+    let wanted = Arc::new(EventFd::new(0).unwrap());
+    (Worker::new(Thread::Streams, wanted.clone()), wanted)
+}
+
+#[test]
+fn the_first_use_of_a_device_waits_for_its_thread() {
+    let (worker, wanted) = unstarted_worker();
+    let memory = memory();
+    let mut driver = window(Rng::new(), &worker, &memory);
+    let mut ring = Ring::new(&memory, 0x1000, 16);
+    ring.offer(&[(0x2_0000, 32, true)]);
+    let addresses = ring.addresses();
+    assert_eq!(driver.read(Register::DeviceId), 4);
+    assert!(!worker.is_wanted(), "who only looks doesn't need it");
+    let guest = std::thread::spawn(move || {
+        driver.initialise(VERSION_1);
+        driver.set_up_queue(0, 16, addresses);
+        driver.add_status(device_status::DRIVER_OK);
+        driver.wait_for_interrupt();
+    });
+    wanted.read().unwrap();
+    assert!(worker.is_wanted() && !guest.is_finished());
+    worker.start().unwrap();
+    guest.join().unwrap();
+    assert!(!worker.is_wanted());
+    assert_eq!(ring.used(), [(0, 32)]);
+}
+
+#[test]
+fn who_waits_for_a_thread_that_never_starts_is_let_go() {
+    let (worker, wanted) = unstarted_worker();
+    let memory = memory();
+    let mut driver = window(Rng::new(), &worker, &memory);
+    let addresses = Ring::new(&memory, 0x1000, 16).addresses();
+    let guest = std::thread::spawn(move || {
+        driver.initialise(VERSION_1);
+        driver.set_up_queue(0, 16, addresses);
+        driver.add_status(device_status::DRIVER_OK);
+        driver.read(Register::Status)
+    });
+    wanted.read().unwrap();
+    worker.refuse();
+    assert_ne!(guest.join().unwrap() & device_status::NEEDS_RESET, 0);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use event_manager::{
@@ -12,6 +12,7 @@ use event_manager::{
     SubscriberId,
 };
 use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::jail::seccomp::threads::{Thread, narrow};
 use crate::log_limit::LogLimit;
@@ -20,6 +21,9 @@ use crate::transport::Activation;
 use crate::virtio::{DeviceError, Event, Queues, Used, VirtioDevice};
 
 /// A thread for any number of devices. It ends when this is dropped.
+///
+/// Who uses the first of its devices waits until it is started: processors' threads, which do that, may
+/// not start others.
 pub struct Worker {
     shared: Arc<Shared>,
 }
@@ -35,7 +39,18 @@ struct Shared {
     /// Whether the thread has its list: before its first device it has nothing to do with the guest, and
     /// the start needn't wait for it.
     narrowed: AtomicBool,
-    running: Mutex<Option<Running>>,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Written to when the thread is wanted.
+    wanted: Arc<EventFd>,
+}
+
+enum State {
+    Unused,
+    Wanted,
+    Running(Running),
+    /// It isn't started any more.
+    Refused,
 }
 
 struct Running {
@@ -45,23 +60,34 @@ struct Running {
 }
 
 impl Worker {
-    /// A worker for this kind of devices.
-    pub fn new(thread: Thread) -> Self {
+    /// A worker for this kind of devices. `wanted` is written to when one of them is used for the first
+    /// time: then somebody must [`start`](Self::start) it.
+    pub fn new(thread: Thread, wanted: Arc<EventFd>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 thread,
                 narrowed: AtomicBool::new(false),
-                running: Mutex::new(None),
+                state: Mutex::new(State::Unused),
+                changed: Condvar::new(),
+                wanted,
             }),
         }
     }
 
-    /// Starts its thread, before any of its devices can be activated: the processors' threads, which do
-    /// that, may not start others.
+    /// Whether somebody waits for its thread.
+    pub fn is_wanted(&self) -> bool {
+        matches!(*lock(&self.shared.state), State::Wanted)
+    }
+
+    /// Starts its thread, if it isn't running.
     ///
     /// # Errors
     /// The host is out of threads or file descriptors.
     pub fn start(&self) -> io::Result<()> {
+        let mut state = lock(&self.shared.state);
+        if let State::Running(_) = *state {
+            return Ok(());
+        }
         let events = EventManager::new().map_err(io::Error::other)?;
         let endpoint = events.remote_endpoint();
         let stop = Arc::new(AtomicBool::new(false));
@@ -69,8 +95,18 @@ impl Worker {
         let thread = std::thread::Builder::new()
             .name(self.shared.thread.name().into())
             .spawn(move || run(events, &until))?;
-        *lock(&self.shared.running) = Some(Running { endpoint, stop, thread });
+        *state = State::Running(Running { endpoint, stop, thread });
+        self.shared.changed.notify_all();
         Ok(())
+    }
+
+    /// Says that its thread will not be started, if it isn't running: nobody waits for it any longer.
+    pub fn refuse(&self) {
+        let mut state = lock(&self.shared.state);
+        if !matches!(*state, State::Running(_)) {
+            *state = State::Refused;
+            self.shared.changed.notify_all();
+        }
     }
 
     /// What backends hand their devices over with.
@@ -81,7 +117,9 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        let Some(running) = lock(&self.shared.running).take() else { return };
+        let state = std::mem::replace(&mut *lock(&self.shared.state), State::Refused);
+        self.shared.changed.notify_all();
+        let State::Running(running) = state else { return };
         running.stop.store(true, Ordering::SeqCst);
         // The only failure is a counter at its limit, which wakes just as well.
         let _ = running.endpoint.kick();
@@ -115,24 +153,35 @@ impl WorkerHandle {
     /// Stops serving a device, if it is being served, and resets it. When this returns the thread has let
     /// go of queues and memory.
     pub(super) fn release(&self, id: Option<SubscriberId>, device: Shareable) {
-        let released = self.endpoint().and_then(|endpoint| {
-            endpoint
-                .call_blocking(move |events| {
-                    let removed = id.map(|id| events.remove_subscriber(id)).transpose();
-                    lock(&device).reset();
-                    removed.map(drop)
-                })
-                .map_err(|e: Error| io::Error::other(e))
+        // Without a thread the machine ends, and nobody uses the device any more.
+        let Ok(endpoint) = self.endpoint() else { return };
+        let released = endpoint.call_blocking(move |events| {
+            let removed = id.map(|id| events.remove_subscriber(id)).transpose();
+            lock(&device).reset();
+            removed.map(drop)
         });
         if let Err(e) = released {
             tracing::error!("device thread: {e}");
         }
     }
 
+    /// What reaches its thread, which this waits for.
     fn endpoint(&self) -> io::Result<RemoteEndpoint<Served>> {
-        match &*lock(&self.shared.running) {
-            Some(running) => Ok(running.endpoint.clone()),
-            None => Err(io::Error::other("the device's thread isn't running")),
+        let Shared { state, changed, wanted, .. } = &*self.shared;
+        let mut state = lock(state);
+        loop {
+            match &*state {
+                State::Running(running) => return Ok(running.endpoint.clone()),
+                State::Refused => {
+                    return Err(io::Error::other("the device's thread isn't running"));
+                }
+                State::Wanted => {}
+                State::Unused => {
+                    *state = State::Wanted;
+                    wanted.write(1)?;
+                }
+            }
+            state = changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
