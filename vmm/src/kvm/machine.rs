@@ -42,6 +42,9 @@ const CONSOLE_PATIENCE: Duration = Duration::from_secs(1);
 /// For how long a guest is starting.
 const START: Timespec = Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
 
+/// How long threads take to begin, at most, on a machine that isn't busy.
+const THREAD_START: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
 /// How often the thread that serves the console is interrupted until it ends.
 const INTERRUPT_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -379,7 +382,8 @@ fn wait(
     workers: &Workers,
     until: Until<'_>,
 ) -> Result<Wakeup, KvmError> {
-    let mut start = Some(START);
+    let mut patience = Some(START);
+    let mut all_run = false;
     loop {
         let (ended, stop) = (borrow_fd(ended), borrow_fd(stop));
         let mut fds = vec![
@@ -388,12 +392,16 @@ fn wait(
             PollFd::from_borrowed_fd(stop, PollFlags::IN),
         ];
         fds.extend(until.polled());
-        match poll(&mut fds, start.as_ref()) {
-            Ok(0) => {
+        match poll(&mut fds, patience.as_ref()) {
+            Ok(0) if !all_run => {
                 workers.start_all()?;
+                all_run = true;
+                patience = Some(THREAD_START);
+            }
+            Ok(0) => {
                 narrow(Thread::Waiting);
                 resident::release_program();
-                start = None;
+                patience = None;
             }
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(KvmError::host("wait for the guest")(e)),
