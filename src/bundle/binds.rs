@@ -1,4 +1,5 @@
-//! The bind mounts of a bundle: what the host puts into the guest's share.
+//! The bind mounts of a bundle, and overlays of the host's directories: what the host puts into the
+//! guest's share.
 
 use std::path::{Path, PathBuf};
 
@@ -7,14 +8,16 @@ use serde::{Deserialize, Serialize};
 
 use super::BundleError;
 
-/// One entry of `mounts` that is a bind mount.
+/// One entry of `mounts` that is a bind mount, or an overlay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bind {
     /// Index into `mounts`.
     pub index: usize,
-    /// The source, absolute.
+    /// The source, absolute; of an overlay what the bundle says, which means nothing.
     pub source: PathBuf,
+    /// The parameters of an overlay that is to be mounted; none for a bind mount.
+    pub overlay: Vec<(String, Option<String>)>,
     /// Where the container finds it.
     pub destination: PathBuf,
     /// It is not a directory.
@@ -25,7 +28,7 @@ pub struct Bind {
     pub recursive: bool,
 }
 
-/// Finds the bind mounts; relative sources are relative to the bundle.
+/// Finds the bind mounts and overlays; relative sources are relative to the bundle.
 ///
 /// # Errors
 /// A source that is missing, or isn't there.
@@ -34,8 +37,11 @@ pub fn find(bundle: &Path, spec: &Spec) -> Result<Vec<Bind>, BundleError> {
     mounts
         .iter()
         .enumerate()
-        .filter(|(_, mount)| is_bind(mount))
-        .map(|(index, mount)| resolve(bundle, index, mount))
+        .filter_map(|(index, mount)| match () {
+            () if is_bind(mount) => Some(resolve(bundle, index, mount)),
+            () if mount.typ().as_deref() == Some("overlay") => Some(Ok(overlay(index, mount))),
+            () => None,
+        })
         .collect()
 }
 
@@ -57,13 +63,40 @@ fn resolve(bundle: &Path, index: usize, mount: &Mount) -> Result<Bind, BundleErr
     let metadata = source
         .metadata()
         .map_err(|error| BundleError::field(field(), format!("{}: {error}", source.display())))?;
-    let last = |set: &[&str]| {
-        options(mount).iter().rev().find(|option| set.contains(&option.as_str())).cloned()
-    };
-    let read_only = last(&["ro", "rro", "rw", "rrw"]).is_some_and(|option| option.ends_with("ro"));
-    let recursive = options(mount).iter().any(|option| option == "rbind");
-    let destination = mount.destination().clone();
-    Ok(Bind { index, source, destination, is_file: !metadata.is_dir(), read_only, recursive })
+    Ok(Bind {
+        index,
+        source,
+        overlay: Vec::new(),
+        destination: mount.destination().clone(),
+        is_file: !metadata.is_dir(),
+        read_only: is_read_only(mount),
+        recursive: options(mount).iter().any(|option| option == "rbind"),
+    })
+}
+
+/// Flags of overlayfs(5) without a value. All other options without one are the mount's.
+const OVERLAY_FLAGS: [&str; 2] = ["volatile", "userxattr"];
+
+fn overlay(index: usize, mount: &Mount) -> Bind {
+    let parameters = options(mount).iter().filter_map(|option| match option.split_once('=') {
+        Some((key, value)) => Some((key.to_owned(), Some(value.to_owned()))),
+        None => OVERLAY_FLAGS.contains(&option.as_str()).then(|| (option.clone(), None)),
+    });
+    Bind {
+        index,
+        source: mount.source().clone().unwrap_or_default(),
+        overlay: parameters.collect(),
+        destination: mount.destination().clone(),
+        is_file: false,
+        read_only: is_read_only(mount),
+        recursive: false,
+    }
+}
+
+fn is_read_only(mount: &Mount) -> bool {
+    let mut options = options(mount).iter().rev();
+    let last = options.find(|option| ["ro", "rro", "rw", "rrw"].contains(&option.as_str()));
+    last.is_some_and(|option| option.ends_with("ro"))
 }
 
 #[cfg(test)]
@@ -88,6 +121,7 @@ mod tests {
         let bind = |index, source: &str, is_file, read_only, recursive| Bind {
             index,
             source: source.into(),
+            overlay: Vec::new(),
             destination: if is_file { "/b" } else { "/a" }.into(),
             is_file,
             read_only,
@@ -97,6 +131,22 @@ mod tests {
             binds,
             [bind(1, "/tmp", false, true, false), bind(2, "/etc/passwd", true, false, true)]
         );
+    }
+
+    #[test]
+    fn overlays_have_the_parameters_of_their_file_system() {
+        let binds = find_in(json!([
+            {"destination": "/v", "type": "overlay", "source": "overlay",
+             "options": ["lowerdir=/a\\:b:/c", "upperdir=/d", "volatile", "private", "nodev", "ro"]},
+        ]));
+        let [overlay] = &binds.expect("valid")[..] else { panic!("one mount") };
+        let parameters = [
+            ("lowerdir".to_owned(), Some("/a\\:b:/c".to_owned())),
+            ("upperdir".to_owned(), Some("/d".to_owned())),
+            ("volatile".to_owned(), None),
+        ];
+        assert_eq!(overlay.overlay, parameters);
+        assert!(overlay.read_only && !overlay.is_file);
     }
 
     #[test]

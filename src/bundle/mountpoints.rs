@@ -92,6 +92,7 @@ mod tests {
         let file = Bind {
             index: 4,
             source: "/etc/hosts".into(),
+            overlay: Vec::new(),
             destination: "/etc/hosts".into(),
             is_file: true,
             read_only: false,

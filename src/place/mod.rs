@@ -7,6 +7,7 @@
 //! * [`crate::cgroup`]: the cgroup that the bundle names;
 //! * [`namespaces`]: joined where the bundle names one, new where it only asks for one;
 //! * [`oom`]: the score by which the host's OOM killer chooses;
+//! * [`overlay`]: overlays of the host's directories, for the guest's files;
 //! * [`rootfs`]: the container's root file system, once everything is opened and started.
 //!
 //! It also gives up there what it has no use for, as those that stand for execs do: [`restraint`].
@@ -16,5 +17,6 @@
 
 pub mod namespaces;
 pub mod oom;
+pub mod overlay;
 pub mod restraint;
 pub mod rootfs;

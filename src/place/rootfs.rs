@@ -74,6 +74,10 @@ fn assemble(container: &ContainerConfig) -> anyhow::Result<()> {
 }
 
 fn source_of(bind: &Bind) -> io::Result<OwnedFd> {
+    if !bind.overlay.is_empty() {
+        // It can be mounted once: the guest has it.
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
     let source = clone(&bind.source, bind.recursive)?;
     if bind.read_only {
         root::set_attributes(source.as_fd(), libc::MOUNT_ATTR_RDONLY, bind.recursive)?;

@@ -29,6 +29,7 @@ use super::trace::{Trace, Track};
 use super::{ContainerConfig, Engine, GuestConfig, packet, phases};
 use crate::engine::device;
 use crate::network::Device;
+use crate::place::overlay;
 use crate::process::{Launch, Process, memory_file};
 use crate::state::StateDir;
 
@@ -183,9 +184,15 @@ fn start_fs(parts: &Parts<'_>, machine: &mut Machine) -> anyhow::Result<UnixStre
     };
     let mut mounts = Vec::with_capacity(container.binds.len());
     for bind in &container.binds {
+        let source: OwnedFd = match &bind.overlay[..] {
+            [] => open_path(&bind.source)?.into(),
+            parameters => overlay::mount(parameters)
+                .with_context(|| format!("mounts[{}]: overlay", bind.index))?,
+        };
         mounts.push(SharedMount {
             index: u32::try_from(bind.index)?,
-            source: launch.give(open_path(&bind.source)?),
+            source: launch.give(source),
+            is_mount: !bind.overlay.is_empty(),
             read_only: bind.read_only,
             is_file: bind.is_file,
             recursive: bind.recursive,

@@ -108,6 +108,14 @@ fn volumes_are_shared_with_the_host_and_between_steps() {
         assert_eq!(fs::metadata(written).expect("metadata").uid(), 1000);
         let output = stage.ok(&run(&["--volume", "named:/named"], &["cat", "/named/file"]));
         assert_eq!(output, "kept\n");
+
+        // Directories that the host lays over each other.
+        let over = format!("{}:/over:O", directory.display());
+        let image = format!("type=image,source={NAME},destination=/image");
+        let script = "echo mine > /over/in; cat /over/in; test -x /image/bin/busybox && echo there";
+        let options = ["--volume", &over, "--mount", &image];
+        assert_eq!(stage.ok(&run(&options, &["sh", "-c", script])), "mine\nthere\n");
+        assert_eq!(fs::read_to_string(directory.join("in")).expect("file"), "from the host\n");
     });
 }
 

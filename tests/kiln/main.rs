@@ -19,6 +19,7 @@ mod limits;
 mod metrics;
 mod namespaces;
 mod network;
+mod overlay;
 mod pause;
 mod pidfd_socket;
 mod pods;

@@ -284,6 +284,8 @@ pub struct SharedMount {
     pub index: u32,
     /// The file or directory, opened as [`SharedTree::source`] is.
     pub source: InheritedFd,
+    /// The source is a mount that is nowhere yet, for this place.
+    pub is_mount: bool,
     /// The guest may not write, whatever is mounted below included.
     pub read_only: bool,
     /// It is not a directory.

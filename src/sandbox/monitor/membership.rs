@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use kiln_vmm::virtio::vsock::broker::Broker as Socket;
 
 use super::failure::Failure;
@@ -60,6 +60,9 @@ impl Monitor {
 
     fn ask_to_join(&self, sandbox: &OwnedFd) -> anyhow::Result<()> {
         let container = &self.container;
+        if let Some(bind) = container.binds.iter().find(|bind| !bind.overlay.is_empty()) {
+            bail!("mounts[{}]: a container of a pod can't have an overlay: bind it", bind.index);
+        }
         let join = document::write(&Join {
             container: container.id.clone(),
             rootfs: container.rootfs.clone(),

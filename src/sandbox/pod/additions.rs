@@ -218,6 +218,7 @@ mod tests {
         let bind = |(index, (name, read_only)): (usize, &(&str, bool))| Bind {
             index,
             source: root.join(name),
+            overlay: Vec::new(),
             destination: "/x".into(),
             is_file: false,
             read_only: *read_only,

@@ -84,6 +84,7 @@ impl FsProcess {
                 .map(|(index, (mount, source))| SharedMount {
                     index: index.try_into().unwrap(),
                     source: inherited(source),
+                    is_mount: false,
                     read_only: mount.read_only,
                     is_file: mount.source.is_file(),
                     recursive: true,

@@ -179,7 +179,11 @@ unsafe fn take_shares(config: &FsConfig) -> Result<Vec<Share>, TreeError> {
         let source = unsafe { mount.source.take() };
         let place = Place::Mount { index: mount.index, is_file: mount.is_file };
         let options = ShareOptions { read_only: mount.read_only, recursive: mount.recursive };
-        shares.push(Share::new(source.as_fd(), place, options)?);
+        shares.push(if mount.is_mount {
+            Share::of_mount(source, place, options)?
+        } else {
+            Share::new(source.as_fd(), place, options)?
+        });
     }
     Ok(shares)
 }

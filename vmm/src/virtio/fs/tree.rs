@@ -146,20 +146,33 @@ impl Share {
         if options.recursive {
             flags |= OpenTreeFlags::AT_RECURSIVE;
         }
-        let clone = open_tree(source, c"", flags).map_err(io::Error::from);
-        let clone = clone.and_then(|clone| {
-            harden(clone.as_fd(), options.read_only)?;
-            Ok(clone)
-        });
-        let clone = clone.map_err(|source| {
-            let what = match place {
-                Place::Rootfs => "the root file system".to_owned(),
-                Place::Mount { index, .. } => format!("mount {index}"),
-                Place::Container { .. } | Place::Volume { .. } => place.path(),
-            };
-            TreeError::Clone { what, source }
-        })?;
-        Ok(Self { clone, place })
+        let clone = open_tree(source, c"", flags);
+        let clone = clone.map_err(|error| TreeError::clone(place, error.into()))?;
+        Self::of_mount(clone, place, options)
+    }
+
+    /// Takes a mount that is nowhere yet.
+    ///
+    /// # Errors
+    /// [`TreeError::Clone`].
+    pub fn of_mount(
+        mount: OwnedFd,
+        place: Place,
+        options: ShareOptions,
+    ) -> Result<Self, TreeError> {
+        harden(mount.as_fd(), options.read_only).map_err(|error| TreeError::clone(place, error))?;
+        Ok(Self { clone: mount, place })
+    }
+}
+
+impl TreeError {
+    fn clone(place: Place, source: io::Error) -> Self {
+        let what = match place {
+            Place::Rootfs => "the root file system".to_owned(),
+            Place::Mount { index, .. } => format!("mount {index}"),
+            Place::Container { .. } | Place::Volume { .. } => place.path(),
+        };
+        Self::Clone { what, source }
     }
 }
 
