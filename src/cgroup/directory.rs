@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::hierarchies::{Hierarchy, Kind, way};
-use super::limits::KEPT;
+use super::limits::CpuTime;
 
 /// Controllers that limits need, version 2.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
@@ -126,21 +126,6 @@ impl Directory {
         self.write(file, "0")
     }
 
-    /// Sets a limit, of which a part may stay as it is ([`KEPT`]).
-    ///
-    /// # Errors
-    /// As [`write`](Self::write).
-    pub fn set(&self, file: &str, value: &str) -> io::Result<()> {
-        match value.strip_prefix(KEPT) {
-            Some(rest) if rest.starts_with(' ') => {
-                let text = fs::read_to_string(self.path.join(file))?;
-                let kept = text.split_whitespace().next().unwrap_or("max");
-                self.write(file, &format!("{kept}{rest}"))
-            }
-            _ => self.write(file, value),
-        }
-    }
-
     /// Writes a file of the directory, which is there already.
     ///
     /// # Errors
@@ -163,21 +148,20 @@ impl Directory {
         text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
     }
 
-    /// The quota and the period of CPU time that are in force, in the words of `cpu.max`, if its hierarchy
-    /// has them.
-    pub fn cpu_time(&self) -> Option<(String, String)> {
+    /// The CPU time that is in force, if its hierarchy limits that.
+    pub fn cpu_time(&self) -> Option<CpuTime> {
         let read = |file: &str| fs::read_to_string(self.path.join(file)).ok();
         match &self.kind {
             kind if kind.is_version_1_of("cpu") => {
                 let (quota, period) = (read("cpu.cfs_quota_us")?, read("cpu.cfs_period_us")?);
                 let quota = if quota.starts_with('-') { "max" } else { quota.trim() };
-                Some((quota.to_owned(), period.trim().to_owned()))
+                Some(CpuTime { quota: quota.to_owned(), period: period.trim().to_owned() })
             }
             Kind::V1(_) => None,
             Kind::V2 => {
                 let text = read("cpu.max")?;
                 let (quota, period) = text.trim().split_once(' ')?;
-                Some((quota.to_owned(), period.to_owned()))
+                Some(CpuTime { quota: quota.to_owned(), period: period.to_owned() })
             }
         }
     }
@@ -300,29 +284,8 @@ mod tests {
         ] {
             let (mount, path) = (mount.clone(), path.clone());
             let found = Directory { kind, mount, path, made: Vec::new() }.cpu_time();
-            let found = found.as_ref().map(|(quota, period)| (&**quota, &**period));
+            let found = found.as_ref().map(|found| (&*found.quota, &*found.period));
             assert_eq!(found, expected);
         }
-    }
-
-    #[test]
-    fn what_a_change_does_not_name_stays() {
-        let folder = tempfile::tempdir().expect("temporary directory");
-        let (mount, path) = (folder.path().to_owned(), folder.path().to_owned());
-        let directory = Directory { kind: Kind::V2, mount, path, made: Vec::new() };
-        let file = folder.path().join("cpu.max");
-        for (had, set, has) in [
-            ("40000 50000\n", "- 80000", "40000 80000\n"),
-            ("max 50000\n", "- 80000", "max 80000\n"),
-            ("40000 50000\n", "70000 90000", "70000 90000\n"),
-        ] {
-            fs::write(&file, had).expect("written");
-            directory.set("cpu.max", set).expect("set");
-            assert_eq!(fs::read_to_string(&file).expect("read"), has);
-        }
-        assert_eq!(
-            directory.set("pids.max", "1").map_err(|error| error.kind()),
-            Err(ErrorKind::NotFound)
-        );
     }
 }

@@ -31,7 +31,7 @@ pub const TRANSLATION_MIB: u64 = 1024;
 /// Tasks that the processes of a sandbox get beside the bundle's limit.
 pub const OVERHEAD_TASKS: i64 = 512;
 
-/// Stands for the first word of what a file has, which is to stay.
+/// Stands for the quota that is in force.
 pub const KEPT: &str = "-";
 
 /// A value for a file of a cgroup.
@@ -41,8 +41,37 @@ pub struct Setting {
     pub field: String,
     /// In version 1: the controller, the file, and the value.
     pub v1: Option<(String, String, String)>,
-    /// In version 2: the file and the value, which may begin with [`KEPT`].
+    /// In version 2: the file and the value. That of `cpu.max` may begin with [`KEPT`], or lack the period.
     pub v2: Option<(String, String)>,
+}
+
+/// CPU time in the words of `cpu.max`: the quota, and the period in µs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CpuTime {
+    pub quota: String,
+    pub period: String,
+}
+
+impl Default for CpuTime {
+    /// What the kernel has for a new cgroup.
+    fn default() -> Self {
+        Self { quota: "max".to_owned(), period: "100000".to_owned() }
+    }
+}
+
+impl Setting {
+    /// With what a change of CPU time doesn't name as it is in force.
+    pub fn completed(&self, in_force: &CpuTime) -> Self {
+        let mut whole = self.clone();
+        if let Some((file, value)) = &mut whole.v2
+            && file == "cpu.max"
+        {
+            let (quota, period) = value.split_once(' ').unwrap_or((&**value, &in_force.period));
+            let quota = if quota == KEPT { &in_force.quota } else { quota };
+            *value = format!("{quota} {period}");
+        }
+        whole
+    }
 }
 
 /// The settings for a sandbox.
@@ -219,7 +248,6 @@ fn cpu_time(cpu: &LinuxCpu) -> Vec<Setting> {
     if period.is_some() || quota.is_some() {
         let time = |quota| positive(quota).map_or_else(|| "max".to_owned(), |q| q.to_string());
         let quota = quota.map_or_else(|| KEPT.to_owned(), time);
-        // Without a period the kernel leaves that as it is.
         let value = period.map_or_else(|| quota.clone(), |period| format!("{quota} {period}"));
         let v2 = Some(("cpu.max".to_owned(), value));
         settings.push(Setting { field: "cpu.quota".to_owned(), v1: None, v2 });
@@ -342,6 +370,25 @@ mod tests {
             let weight = weight_of(shares);
             prop_assert!((1..=10_000).contains(&weight));
             prop_assert!(weight_of(shares.saturating_add(more)) >= weight);
+        }
+    }
+
+    #[test]
+    fn what_a_change_does_not_name_stays() {
+        let in_force =
+            |quota: &str| CpuTime { quota: quota.to_owned(), period: "50000".to_owned() };
+        for (had, file, value, whole) in [
+            ("40000", "cpu.max", "- 80000", "40000 80000"),
+            ("max", "cpu.max", "- 80000", "max 80000"),
+            ("40000", "cpu.max", "70000", "70000 50000"),
+            ("40000", "cpu.max", "max", "max 50000"),
+            ("40000", "cpu.max", "70000 90000", "70000 90000"),
+            ("40000", "pids.max", "7", "7"),
+        ] {
+            let v2 = Some((file.to_owned(), value.to_owned()));
+            let change = Setting { field: String::new(), v1: None, v2 };
+            let (_, found) = change.completed(&in_force(had)).v2.expect("a value");
+            assert_eq!(found, whole);
         }
     }
 }

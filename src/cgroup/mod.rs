@@ -161,9 +161,10 @@ impl Cgroup {
     /// # Errors
     /// The kernel refuses a value; the field is named.
     pub fn apply(&self, limits: &[Setting]) -> anyhow::Result<()> {
+        let in_force = self.directories.iter().find_map(Directory::cpu_time).unwrap_or_default();
+        let limits: Vec<_> = limits.iter().map(|limit| limit.completed(&in_force)).collect();
         if let Some(unit) = &self.unit {
-            let in_force = self.directories.iter().find_map(Directory::cpu_time);
-            systemd::limit(unit, limits, in_force).context("linux.resources")?;
+            systemd::limit(unit, &limits).context("linux.resources")?;
         }
         // With version 1 memory's limit is never above that of memory and swap: one order is for lowering
         // both, the other for raising them.
@@ -184,7 +185,7 @@ impl Cgroup {
                 (Kind::V2, _, Some((file, value))) => (file, value),
                 _ => continue,
             };
-            match directory.set(file, value) {
+            match directory.write(file, value) {
                 Ok(()) => return Ok(()),
                 // The controller is in another hierarchy, or this kernel has no such limit.
                 Err(error) if error.kind() == ErrorKind::NotFound => applies = true,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 
-use super::limits::{KEPT, Setting};
+use super::limits::Setting;
 use super::path::Scope;
 
 /// How long systemd may take to move a process into a new scope.
@@ -63,18 +63,12 @@ pub fn start(scope: &Scope, description: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tells systemd of the limits of a unit, as far as it has properties for them. What a change of CPU time
-/// doesn't name stays as it is `in_force`: systemd would take a period that it isn't told for 100 ms.
+/// Tells systemd of the limits of a unit, as far as it has properties for them.
 ///
 /// # Errors
 /// What systemd says.
-pub fn limit(
-    unit: &str,
-    limits: &[Setting],
-    in_force: Option<(String, String)>,
-) -> anyhow::Result<()> {
-    let properties: Vec<_> =
-        limits.iter().flat_map(|limit| properties(limit, in_force.as_ref())).collect();
+pub fn limit(unit: &str, limits: &[Setting]) -> anyhow::Result<()> {
+    let properties: Vec<_> = limits.iter().flat_map(properties).collect();
     if properties.is_empty() {
         return Ok(());
     }
@@ -87,7 +81,7 @@ pub fn limit(
 }
 
 /// The properties for a limit, and their values: all are unsigned numbers of 64 bits.
-fn properties(limit: &Setting, in_force: Option<&(String, String)>) -> Vec<(&'static str, String)> {
+fn properties(limit: &Setting) -> Vec<(&'static str, String)> {
     let Some((file, value)) = &limit.v2 else { return Vec::new() };
     let name = match file.as_str() {
         "memory.max" => "MemoryMax",
@@ -95,32 +89,21 @@ fn properties(limit: &Setting, in_force: Option<&(String, String)>) -> Vec<(&'st
         "memory.low" => "MemoryLow",
         "pids.max" => "TasksMax",
         "cpu.weight" => "CPUWeight",
-        "cpu.max" => return cpu_time(value, in_force).unwrap_or_default(),
+        "cpu.max" => return cpu_time(value).unwrap_or_default(),
         _ => return Vec::new(),
     };
     vec![(name, number(value))]
 }
 
-/// systemd has the quota as what it makes in a second.
-fn cpu_time(
-    value: &str,
-    in_force: Option<&(String, String)>,
-) -> Option<Vec<(&'static str, String)>> {
-    const QUOTA: &str = "CPUQuotaPerSecUSec";
-    let (had_quota, had_period) =
-        in_force.map_or((KEPT, "100000"), |(quota, period)| (quota.as_str(), period.as_str()));
-    let (quota, period) = value.split_once(' ').unwrap_or((value, had_period));
-    let quota = if quota == KEPT { had_quota } else { quota };
-    if quota == KEPT {
-        return None;
-    }
+/// systemd has the quota as what it makes in a second, and takes a period that it isn't told for 100 ms.
+fn cpu_time(value: &str) -> Option<Vec<(&'static str, String)>> {
+    let (quota, period) = value.split_once(' ')?;
     let period: u64 = period.parse().ok()?;
-    let Ok(quota) = quota.parse::<u64>() else {
-        let period = ("CPUQuotaPeriodUSec", period.to_string());
-        return Some(vec![(QUOTA, number(quota)), period]);
+    let a_second = match quota.parse::<u64>() {
+        Ok(quota) => quota.checked_mul(1_000_000)?.checked_div(period)?.to_string(),
+        Err(_) => number(quota),
     };
-    let a_second = quota.checked_mul(1_000_000)?.checked_div(period)?;
-    Some(vec![(QUOTA, a_second.to_string()), ("CPUQuotaPeriodUSec", period.to_string())])
+    Some(vec![("CPUQuotaPerSecUSec", a_second), ("CPUQuotaPeriodUSec", period.to_string())])
 }
 
 /// What has no limit is the greatest number to systemd.
@@ -172,15 +155,14 @@ mod tests {
     fn systemd_is_told_what_it_has_properties_for() {
         let told = |file: &str, value: &str| {
             let v2 = Some((file.to_owned(), value.to_owned()));
-            properties(&Setting { field: String::new(), v1: None, v2 }, None)
+            properties(&Setting { field: String::new(), v1: None, v2 })
         };
         let unlimited = u64::MAX.to_string();
         for (file, value, expected) in [
             ("pids.max", "7", ("TasksMax", "7")),
             ("pids.max", "max", ("TasksMax", &*unlimited)),
             ("memory.swap.max", "max", ("MemorySwapMax", &*unlimited)),
-            ("cpu.max", "max", ("CPUQuotaPerSecUSec", &*unlimited)),
-            ("cpu.max", "75000", ("CPUQuotaPerSecUSec", "750000")),
+            ("cpu.max", "max 100000", ("CPUQuotaPerSecUSec", &*unlimited)),
             ("cpu.max", "75000 50000", ("CPUQuotaPerSecUSec", "1500000")),
         ] {
             let told = told(file, value);
@@ -188,23 +170,8 @@ mod tests {
             assert_eq!((*name, &**value), expected);
         }
         assert_eq!(told("cpu.max", "1 5000")[1], ("CPUQuotaPeriodUSec", "5000".to_owned()));
-        for (file, value) in [("cpu.max", "- 100000"), ("cpu.max", "1 0"), ("io.max", "8:0 rbps=1")]
-        {
+        for (file, value) in [("cpu.max", "1 0"), ("io.max", "8:0 rbps=1")] {
             assert_eq!(told(file, value), []);
         }
-    }
-
-    #[test]
-    fn systemd_is_told_quota_and_period_together() {
-        let told = |value: &str, quota: &str| {
-            let in_force = (quota.to_owned(), "50000".to_owned());
-            let told = cpu_time(value, Some(&in_force)).expect("told");
-            told.into_iter().map(|(_, value)| value).collect::<Vec<_>>()
-        };
-        let unlimited = u64::MAX.to_string();
-        assert_eq!(told("25000", "75000"), ["500000", "50000"]);
-        assert_eq!(told("- 100000", "75000"), ["750000", "100000"]);
-        assert_eq!(told("- 100000", "max"), [&unlimited, "100000"]);
-        assert_eq!(told("max", "75000"), [&unlimited, "50000"]);
     }
 }
