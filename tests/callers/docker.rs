@@ -47,6 +47,17 @@ fn containers_run_and_are_entered() {
     });
 }
 
+#[test]
+fn privileged_containers_are_root_of_their_guest_and_have_its_devices() {
+    on_stage(|stage| {
+        let _dockerd = dockerd(stage);
+        let script = "mount -t tmpfs none /tmp && echo mounted; : < /dev/net/tun && echo tun; \
+                      ls /dev/kvm || echo no kvm";
+        let printed = stage.ok(&run(&["--rm", "--privileged"], &["sh", "-c", script]));
+        assert_eq!(printed, "mounted\ntun\nno kvm\n");
+    });
+}
+
 const DOCKERFILE: &str = r#"FROM localhost/kiln-test:latest AS build
 COPY source /work/source
 WORKDIR /work

@@ -90,6 +90,17 @@ fn steps_have_the_user_the_limits_and_the_files_that_they_are_given() {
 }
 
 #[test]
+fn privileged_steps_are_root_of_their_guest_and_have_its_devices() {
+    on_stage(|stage| {
+        stage.for_podman();
+        let script = "mount -t tmpfs none /tmp && echo mounted; \
+                      : < /dev/net/tun && echo tun; ls /dev/kvm || echo no kvm";
+        let printed = stage.ok(&run(&["--privileged"], &["sh", "-c", script]));
+        assert_eq!(printed, "mounted\ntun\nno kvm\n");
+    });
+}
+
+#[test]
 fn volumes_are_shared_with_the_host_and_between_steps() {
     on_stage(|stage| {
         stage.for_podman();

@@ -73,12 +73,13 @@ const DEFAULT: [(&str, u32, u32); 6] = [
 ];
 
 /// The devices of a container: the default ones, replaced and followed by those of its
-/// configuration.
+/// configuration. A container that may use every device (`all`) is meant to have its machine's, of which
+/// callers list the host's: those that the guest lacks are left out.
 ///
 /// # Errors
 /// A type or number that can't be honoured, by name.
-pub fn plan(devices: &[LinuxDevice]) -> Result<Vec<Device>, Failure> {
-    let mut all: Vec<Device> = DEFAULT
+pub fn plan(devices: &[LinuxDevice], all: bool) -> Result<Vec<Device>, Failure> {
+    let mut planned: Vec<Device> = DEFAULT
         .iter()
         .map(|&(name, major, minor)| Device {
             path: Path::new("/dev").join(name),
@@ -90,10 +91,13 @@ pub fn plan(devices: &[LinuxDevice]) -> Result<Vec<Device>, Failure> {
         .collect();
     for (index, device) in devices.iter().enumerate() {
         let device = from_spec(device, format!("linux.devices[{index}]"))?;
-        all.retain(|default| default.path != device.path);
-        all.push(device);
+        if all && !guest_has(device.node) {
+            continue;
+        }
+        planned.retain(|default| default.path != device.path);
+        planned.push(device);
     }
-    Ok(all)
+    Ok(planned)
 }
 
 fn from_spec(device: &LinuxDevice, field: String) -> Result<Device, Failure> {

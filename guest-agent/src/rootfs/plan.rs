@@ -7,6 +7,7 @@ use oci_spec::runtime::{Mount, Spec};
 
 use super::devices::{self, Device};
 use super::options::{self, MountOptions};
+use crate::cgroup::devices::allow_all;
 use crate::failure::Failure;
 
 /// One entry of `mounts`.
@@ -99,7 +100,9 @@ impl RootfsPlan {
         }
         let linux = spec.linux().as_ref();
         let configured = linux.and_then(|linux| linux.devices().as_deref()).unwrap_or(&[]);
-        let devices = devices::plan(configured)?;
+        let resources = linux.and_then(|linux| linux.resources().as_ref());
+        let rules = resources.and_then(|resources| resources.devices().as_deref());
+        let devices = devices::plan(configured, rules.is_some_and(allow_all))?;
         let foreign_dev = |mount: &MountPlan| {
             mount.options.bind && mount.destination.components().eq(Path::new("/dev").components())
         };

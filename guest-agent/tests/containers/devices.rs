@@ -67,6 +67,23 @@ fn everything_can_be_allowed() {
 }
 
 #[test]
+fn who_may_use_every_device_has_those_that_the_guest_has() {
+    let mut guest = Guest::start();
+    let script = "ls /dev/tun /dev/disk; : < /dev/tun && echo opens";
+    let mut config = with_rules(script, json!([{"allow": true, "access": "rwm"}]));
+    config["linux"]["devices"] = json!([
+        {"path": "/dev/tun", "type": "c", "major": 10, "minor": 200},
+        {"path": "/dev/disk", "type": "b", "major": 8, "minor": 0},
+    ]);
+    let outcome = guest.run(&config);
+    assert_eq!(outcome.stdout, "/dev/tun\nopens\n", "{}", outcome.stderr);
+
+    config["linux"]["resources"] = json!({});
+    let refused = guest.fail(&config).message;
+    assert!(refused.contains("linux.devices[1]: \"/dev/disk\""), "{refused}");
+}
+
+#[test]
 fn the_kernel_takes_a_long_list() {
     let mut guest = Guest::start();
     let rules: Vec<_> = (0..2000)

@@ -95,6 +95,14 @@ const ALWAYS: [Rule; 10] = {
     ]
 };
 
+/// Whether a list lets a container use every device there is, as a privileged one's does: its last rule
+/// does.
+pub fn allow_all(devices: &[LinuxDeviceCgroup]) -> bool {
+    const EVERYTHING: Rule =
+        Rule { allow: true, device: None, major: None, minor: None, access: Access::ALL };
+    devices.last().is_some_and(|last| from_spec(last).is_ok_and(|rule| rule == EVERYTHING))
+}
+
 /// Reads the list of a configuration and compiles it.
 ///
 /// # Errors
@@ -160,6 +168,24 @@ mod tests {
             let good = json!({"allow": false, "access": "rwm"});
             let refused = compile(&list(json!([good, rule]))).unwrap_err().to_string();
             assert!(refused.contains(expected), "{rule}: {refused}");
+        }
+    }
+
+    #[test]
+    fn all_devices_are_allowed_by_a_last_rule_without_limits() {
+        let all = json!({"allow": true, "access": "rwm"});
+        let none = json!({"allow": false, "access": "rwm"});
+        let said = json!({"allow": true, "access": "mrw", "type": "a", "major": -1, "minor": -1});
+        for (rules, expected) in [
+            (json!([]), false),
+            (json!([all]), true),
+            (json!([none, said]), true),
+            (json!([all, none]), false),
+            (json!([{"allow": true, "access": "rw"}]), false),
+            (json!([{"allow": true, "access": "rwm", "type": "c"}]), false),
+            (json!([{"allow": true, "access": "rwm", "major": 1}]), false),
+        ] {
+            assert_eq!(allow_all(&list(rules.clone())), expected, "{rules}");
         }
     }
 
