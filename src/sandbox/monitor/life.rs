@@ -1,6 +1,7 @@
 //! The phases, one after the other.
 
 use std::ffi::OsString;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -209,14 +210,19 @@ impl Monitor {
         self.tell(&ToAgent::Create(Box::new(create)))?;
         let connected = Streams::connect(broker, &stdio)
             .and_then(|streams| streams.relay(activity, &self.sources.sender()));
-        let outputs = match connected {
-            Ok(outputs) => outputs,
+        let (outputs, hung_up) = match connected {
+            Ok(outputs) => (outputs, None),
+            // It is heard out: it may say why, or end, or stay silent.
+            Err(error) if is_hang_up(&error) => (0, Some(error)),
             Err(error) => return Err(self.explain_refusal(error).await),
         };
         let mut deadline = deadline(self.deadlines.create);
         loop {
             match self.next(Some(&mut deadline)).await? {
                 Step::Said(Progress::Created) => {
+                    if let Some(error) = hung_up {
+                        return Err(Failure::of_guest(anyhow!(error).context("standard streams")));
+                    }
                     self.set_up = true;
                     if let Some(size) = self.new_size.take() {
                         let container = self.container.id.clone();
@@ -397,6 +403,11 @@ impl Monitor {
 
 pub(super) fn deadline(seconds: u64) -> Deadline {
     Deadline::after(Duration::from_secs(seconds))
+}
+
+/// The guest has closed a connection that the host had made.
+fn is_hang_up(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
 }
 
 fn too_late(what: &str, seconds: u64) -> Failure {
