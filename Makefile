@@ -6,13 +6,14 @@ LIB     := $(OUT)/lib/kiln
 SHARE   := $(OUT)/share
 export KILN_LIB_DIR := $(CURDIR)/$(LIB)
 
-.PHONY: help build share demo test test-nested faults fuzz bench lint kernel setup setup-tests clean
+.PHONY: help build share demo test test-nested test-callers faults fuzz bench lint kernel setup setup-tests clean
 
 help:
 	@echo "make build        install what is missing; build the guest kernel, the agent and kiln into $(OUT)/"
 	@echo "make demo         build a real C project and run its tests inside a microVM, then hostile steps"
 	@echo "make test         format, lints, licences and every test"
 	@echo "make test-nested  kiln in a guest of kiln, to the end: cgroups of version 2, and systemd"
+	@echo "make test-callers the engines of another release of Debian (RELEASE=trixie) and its QEMU drive kiln"
 	@echo "make faults       300 kills at random moments and every other fault, with a table of what was killed when"
 	@echo "make fuzz         libFuzzer on every parser of untrusted bytes, ten minutes each"
 	@echo "make bench        start-up, memory, stdio and network figures, against a second command in the same run"
@@ -59,6 +60,9 @@ test: setup-tests build lint
 # One after the other: each is a machine within a machine.
 test-nested: setup-tests build
 	@KILN_NESTED_WHOLE=1 cargo test --locked --workspace --test nested -- --nocapture --test-threads=1
+
+test-callers: setup-tests build
+	@tests/callers/on-release $(or $(RELEASE),trixie)
 
 # KILN_FAULT_SEED=N repeats the choices of an earlier run.
 faults: setup-tests build
