@@ -1,8 +1,8 @@
 //! Runs hooks of the host, as kiln's commands do: in the caller's namespaces and cgroup.
 //!
-//! Each gets the container's state as JSON on standard input, its own arguments and environment and
-//! nothing else, and as much time as the bundle gives it; what it writes is part of the error. They
-//! run one after the other, in the bundle's directory.
+//! Each gets the container's state as JSON on standard input, its own arguments, its own environment or,
+//! if it has none, the command's, as under runc, and as much time as the bundle gives it; what it writes
+//! is part of the error. They run one after the other, in the bundle's directory.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -98,8 +98,9 @@ fn execute(hook: &Hook, state: &Value, output: &mut Option<File>) -> io::Result<
     let mut arguments = hook.args().iter().flatten();
     launch.called(arguments.next().map_or(hook.path().as_os_str(), |name| name.as_ref()));
     launch.args(arguments);
-    let variables = hook.env().iter().flatten().filter_map(|variable| variable.split_once('='));
-    launch.environment(variables);
+    if let Some(variables) = hook.env() {
+        launch.environment(variables.iter().filter_map(|variable| variable.split_once('=')));
+    }
     if let Some(bundle) = state["bundle"].as_str().filter(|bundle| Path::new(bundle).is_dir()) {
         launch.directory(bundle);
     }
@@ -149,7 +150,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let hooks = [
             shell("cat > state; /usr/bin/env > env; echo $0 >> order", json!({"env": ["A=b=c"]})),
-            shell("echo second >> order", json!({})),
+            shell("echo second >> order; /usr/bin/env > inherited", json!({})),
         ];
         run_in(dir.path(), &hooks).expect("succeed");
         let read = |name| std::fs::read_to_string(dir.path().join(name)).expect("written");
@@ -163,6 +164,8 @@ mod tests {
             .filter(|l| !["PWD=", "SHLVL=", "_="].iter().any(|s| l.starts_with(s)))
             .collect();
         assert_eq!(given, ["A=b=c"]);
+        let path = std::env::var("PATH").expect("a search path");
+        assert!(read("inherited").lines().any(|line| line == format!("PATH={path}")));
     }
 
     #[test]

@@ -77,8 +77,15 @@ pub struct Options {
 pub struct Purpose {
     /// What the command waits for.
     pub mode: Mode,
-    /// The container stays until it is deleted.
+    /// The container stays until it is deleted, even if it fails once it has begun.
     pub keep: bool,
+}
+
+impl Purpose {
+    /// Whether the container stays once the command has what it waits for.
+    fn outlives_the_command(self) -> bool {
+        self.keep || matches!(self.mode, Mode::Detached)
+    }
 }
 
 /// Makes a sandbox and waits for what `purpose` says. `None`: it goes on by itself.
@@ -93,17 +100,17 @@ pub fn launch(
     let mut wanted = Wanted::check(global, options, purpose)?;
     let id = &wanted.options.id;
     let state = wanted.trace.timed("state directory", || StateDir::create(&global.root, id))?;
-    let record = describe(id, &wanted.bundle, wanted.home.engine(), purpose.keep);
+    let record = describe(id, &wanted.bundle, wanted.home.engine(), purpose.outlives_the_command());
     let (hooks, stopped) = (record.hooks.clone(), hooks::state_of(&record, Status::Stopped, None));
     let outcome = wanted.make(global, purpose, record, &state);
-    match &outcome {
-        Ok(None) => {}
-        // The monitor has removed it unless it was killed, or never was.
-        _ => {
-            if state.remove_unless_kept().context("state directory")? {
-                hooks::run_all("poststop", &hooks.poststop, &stopped);
-            }
-        }
+    // The monitor has removed it unless it was killed, or never was.
+    let removed = match &outcome {
+        Ok(None) => return Ok(None),
+        Err(_) if !purpose.keep => state.remove().map(|()| true),
+        _ => state.remove_unless_kept(),
+    };
+    if removed.context("state directory")? {
+        hooks::run_all("poststop", &hooks.poststop, &stopped);
     }
     outcome
 }

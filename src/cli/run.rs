@@ -11,7 +11,7 @@ use crate::sandbox::Mode;
 pub struct Run {
     #[command(flatten)]
     options: Options,
-    /// Return once the container runs; it stays until it is deleted
+    /// Return once the container runs; from then on it stays until it is deleted
     #[arg(short, long)]
     detach: bool,
     /// Keep the container after its end, until it is deleted
@@ -25,7 +25,7 @@ pub struct Run {
 /// Runs the container, in the foreground to its end; the exit code is its own.
 pub fn run(global: &Global, run: Run) -> anyhow::Result<ExitCode> {
     let mode = if run.detach { Mode::Detached } else { Mode::Attached };
-    let purpose = Purpose { mode, keep: run.keep || run.detach };
+    let purpose = Purpose { mode, keep: run.keep };
     let Some(outcome) = launch::launch(global, run.options, purpose)? else {
         return Ok(ExitCode::SUCCESS);
     };

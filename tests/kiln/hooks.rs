@@ -2,6 +2,7 @@
 //! failures.
 
 use std::fs;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
@@ -132,6 +133,14 @@ fn failure_after_the_start_stops_the_container() {
     assert_eq!(output.status.code(), Some(1));
     assert!(errors(&output).contains("hooks.poststart[0]"), "{}", errors(&output));
     assert_eq!(log(&stage), "stopped\nstopped\n");
+    assert!(stage.is_clean());
+
+    let pid_file = stage.path().join("pid");
+    let options = ["--detach", "--pid-file", pid_file.to_str().expect("text")];
+    let mut command = stage.run(&options);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    assert_eq!(command.status().expect("kiln").code(), Some(1));
+    assert_eq!(log(&stage), "stopped\nstopped\nstopped\n");
     assert!(stage.is_clean());
 }
 
