@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
@@ -128,6 +129,13 @@ const ATTACKS: &[Attack] = &[
     attack("open_by_handle", "open a file by its handle", "open_by_handle_at", open_by_handle),
     attack("connect_out", "connect to a TCP port of the host", "socket", connect_out),
     attack("abstract_socket", "connect to an abstract socket of the host", "socket", connect_near),
+    surface(
+        "datagram_pair",
+        "make a pair of sockets that can send to others",
+        "socketpair",
+        || UnixDatagram::pair().map(drop),
+    )
+    .qemu(Qemu::Open),
     surface("socket_inet", "make a network socket", "socket", || {
         raw(libc::SYS_socket, [2, 1, 0, 0, 0])
     }),

@@ -127,7 +127,13 @@ pub const DESCRIPTORS: &[Rule] = &[
 pub const SOCKETS: &[Rule] = &[
     allow(libc::SYS_shutdown),
     allow(libc::SYS_getsockopt),
-    allow_when(libc::SYS_socketpair, &[When::Is(0, libc::AF_UNIX as u32)]),
+    allow_when(libc::SYS_socketpair, STREAM_PAIR),
+];
+
+/// Sockets that reach each other only: from one of datagrams, a message may name whom it is for.
+const STREAM_PAIR: &[When] = &[
+    When::Is(0, libc::AF_UNIX as u32),
+    When::Is(1, (libc::SOCK_STREAM | libc::SOCK_CLOEXEC) as u32),
 ];
 
 /// Taking connections on a listening socket that was handed over.

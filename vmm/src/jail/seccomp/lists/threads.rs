@@ -1,7 +1,7 @@
 //! What each kind of thread may call: parts of what its process may.
 
 use super::super::{Rule, When, allow, allow_when, ioctl};
-use super::{ACCEPT, COMMON, COPIES, DISKS, EVENTS, MESSAGES, TAP, ioctls, requests};
+use super::{ACCEPT, COMMON, COPIES, DISKS, EVENTS, MESSAGES, STREAM_PAIR, TAP, ioctls, requests};
 
 /// Running a processor, connecting a device's doorbells and interrupt, and telling a device's process of
 /// its queues.
@@ -22,7 +22,7 @@ const CONNECTIONS: &[Rule] = &[
     allow(libc::SYS_writev),
     allow(libc::SYS_shutdown),
     allow(libc::SYS_getsockopt),
-    allow_when(libc::SYS_socketpair, &[When::Is(0, libc::AF_UNIX as u32)]),
+    allow_when(libc::SYS_socketpair, STREAM_PAIR),
     allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::FIONBIO)]),
     allow_when(libc::SYS_ioctl, &[When::Is(1, ioctl::FIONREAD)]),
 ];
