@@ -84,6 +84,17 @@ const DENIED: &[libc::c_long] = &[
     libc::SYS_ioperm,
 ];
 
+/// Flags with which `clone` makes namespaces.
+const NAMESPACES: &[libc::c_int] = &[
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWPID,
+    libc::CLONE_NEWNET,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUTS,
+    libc::CLONE_NEWCGROUP,
+];
+
 /// Numbers from here on are calls of the x32 interface (`__X32_SYSCALL_BIT`), which no list has.
 const X32: u32 = 0x4000_0000;
 
@@ -92,7 +103,7 @@ const X32: u32 = 0x4000_0000;
 /// # Errors
 /// The rules contradict each other.
 pub fn compile() -> Result<BpfProgram, JailError> {
-    let mut program = without_x32().to_vec();
+    let mut program = without_x32_and_clone3().to_vec();
     program.extend(deny_list()?);
     Ok(program)
 }
@@ -105,16 +116,28 @@ pub fn install() -> Result<(), JailError> {
     seccompiler::apply_filter(&compile()?).map_err(JailError::Load)
 }
 
-/// The beginning of a program: what is not x32's passes on to the next instruction.
-fn without_x32() -> [sock_filter; 3] {
-    let load_number = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
-    let jump = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
-    let deny = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
-    let instruction = |code: u32, jf, k| sock_filter { code: code as u16, jt: 0, jf, k };
+/// The beginning of a program: calls of x32 are denied, and `clone3`, whose flags are in memory where no
+/// filter sees them, isn't there: the C library calls `clone` then. What is neither passes on to the next
+/// instruction.
+fn without_x32_and_clone3() -> [sock_filter; 5] {
+    const PASS: u8 = 1;
+    let instruction = |code: u32, jumps: (u8, u8), k| {
+        let (jt, jf) = jumps;
+        sock_filter { code: code as u16, jt, jf, k }
+    };
+    let number = instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, (0, 0), 0);
+    let at_least = libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K;
+    let equal = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+    let answer = |error: i32| {
+        let answer = libc::SECCOMP_RET_ERRNO | error as u32;
+        instruction(libc::BPF_RET | libc::BPF_K, (0, 0), answer)
+    };
     [
-        instruction(load_number, 0, 0),
-        instruction(jump, 1, X32),
-        instruction(libc::BPF_RET | libc::BPF_K, 0, deny),
+        number,
+        instruction(at_least, (0, PASS), X32),
+        answer(libc::EPERM),
+        instruction(equal, (0, PASS), libc::SYS_clone3 as u32),
+        answer(libc::ENOSYS),
     ]
 }
 
@@ -129,6 +152,11 @@ fn deny_list() -> Result<BpfProgram, JailError> {
         let not_unix = when(0, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?;
         rules.insert(libc::SYS_socket, vec![not_unix]);
         rules.insert(libc::SYS_ioctl, vec![when(1, SeccompCmpOp::Eq, libc::TIOCSTI)?]);
+        let namespaces = NAMESPACES.iter().map(|flag| {
+            let flag = *flag as u64;
+            when(0, SeccompCmpOp::MaskedEq(flag), flag)
+        });
+        rules.insert(libc::SYS_clone, namespaces.collect::<Result<_, _>>()?);
         let denied = SeccompAction::Errno(libc::EPERM as u32);
         SeccompFilter::new(rules, SeccompAction::Allow, denied, TargetArch::x86_64)?.try_into()
     };
