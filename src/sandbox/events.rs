@@ -15,10 +15,10 @@ use kiln_vmm::config::VmmEvent;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use tokio::io::{AsyncReadExt, Interest};
-use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::FromCommand;
+use super::agent_stream::AgentStream;
 use super::broker::Broker;
 use super::control::{Asker, Exec, Reply, Request};
 use super::deadline::Deadline;
@@ -148,7 +148,7 @@ impl Sources {
     }
 
     /// Reports what the agent sends.
-    pub fn watch_agent(&self, mut stream: OwnedReadHalf) {
+    pub fn watch_agent(&self, stream: AgentStream) {
         let sender = self.0.clone();
         tokio::task::spawn_local(async move {
             let mut decoder = Decoder::new(MAX_FROM_AGENT);

@@ -7,6 +7,7 @@
 //! * [`conversation`]: what the agent may say next; the guest is hostile.
 //! * [`deadline`]: limits on time that hold still when everything does.
 //! * [`clock`]: the host's wall clock, when it jumps.
+//! * [`agent_stream`]: the connection to the agent, which its maker can't block.
 //! * [`broker`]: vsock connections, which the device process hands over as descriptors.
 //! * [`stdio`]: copies between vsock streams and the caller's own standard streams.
 //! * [`budget`]: how much a container may write there, by all who copy it.
@@ -29,6 +30,7 @@
 //! on without the command that started it, serves later ones ([`control`]), and leaves the state
 //! directory for `delete`.
 
+mod agent_stream;
 mod broker;
 mod budget;
 pub mod client;

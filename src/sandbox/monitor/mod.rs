@@ -37,7 +37,6 @@ use anyhow::{Context, anyhow};
 use kiln_protocol::frame::encode;
 use kiln_protocol::{MAX_TO_AGENT, ToAgent, WindowSize};
 use kiln_vmm::config::GuestEnd;
-use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 
@@ -47,6 +46,7 @@ use self::members::Members;
 use self::memory::{OOM_KILLED, Watchers};
 use self::overrun::Overrun;
 use self::questions::Questions;
+use super::agent_stream::AgentStream;
 use super::broker::Broker;
 use super::budget::Budget;
 use super::clock::GuestClock;
@@ -358,11 +358,8 @@ impl Monitor {
     }
 
     fn talk_over(&mut self, stream: UnixStream) -> Result<(), Failure> {
-        let stream = || -> std::io::Result<_> {
-            stream.set_nonblocking(true)?;
-            tokio::net::UnixStream::from_std(stream)
-        }();
-        let (reader, mut writer) = stream.context("the agent's connection")?.into_split();
+        let stream = AgentStream::new(stream).context("the agent's connection")?;
+        let writer = stream.clone();
         let (messages, mut queue) = mpsc::channel::<Vec<u8>>(UNREAD_MESSAGES);
         tokio::task::spawn_local(async move {
             while let Some(frame) = queue.recv().await {
@@ -372,7 +369,7 @@ impl Monitor {
                 }
             }
         });
-        self.sources.watch_agent(reader);
+        self.sources.watch_agent(stream);
         self.agent = Some(Agent { messages });
         Ok(())
     }
