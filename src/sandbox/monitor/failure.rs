@@ -11,6 +11,7 @@ use kiln_vmm::config::GuestEnd;
 
 use crate::mend;
 use crate::sandbox::phases::Phase;
+use crate::sandbox::tail;
 
 /// What can be done about what is not known better.
 const MORE: &str =
@@ -105,7 +106,9 @@ impl Failure {
             ),
             GuestEnd::TripleFault => failure("triple fault", OF_KERNEL),
             GuestEnd::Broken { reason, registers } => {
-                failure(reason, OF_KERNEL).with_details(registers.clone())
+                let registers = tail::printable_lines(&registers.join("\n"));
+                let registers = registers.lines().map(str::to_owned).collect();
+                failure(&tail::printable(reason), OF_KERNEL).with_details(registers)
             }
         }
     }

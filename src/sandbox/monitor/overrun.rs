@@ -97,6 +97,9 @@ impl Overrun {
 impl Monitor {
     /// The file system process has begun to refuse what the step adds.
     pub(super) fn space_used_up(&mut self) -> Result<(), Failure> {
+        if self.overrun.space_used_up {
+            return Ok(());
+        }
         self.overrun.space_used_up = true;
         self.note_reached("disk-limit")
     }

@@ -15,6 +15,7 @@ use crate::sandbox::control::{Asker, Processes, Reply, Request};
 use crate::sandbox::conversation::Progress;
 use crate::sandbox::document;
 use crate::sandbox::events::Event;
+use crate::sandbox::tail;
 use crate::state::Status;
 
 /// The most questions that are not answered at once.
@@ -162,7 +163,7 @@ impl Monitor {
         let Some(asked) = self.questions.asked.remove(&number) else { return Ok(None) };
         let document = match answer {
             Answer::Done => Err(self.done(asked.request, asked.change)?),
-            Answer::Refused(why) => Err(Reply::refusal(why)),
+            Answer::Refused(why) => Err(Reply::refusal(tail::printable_lines(&why))),
             Answer::Processes(guest) => {
                 let processes = Processes { host: self.stand_ins(), guest };
                 document::write(&processes).map_err(|error| Reply::refusal(error.to_string()))

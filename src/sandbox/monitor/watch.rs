@@ -94,7 +94,8 @@ impl Monitor {
             Event::AgentGone(None) if !self.guest.is_own() => return Err(self.sandbox_ended()),
             Event::AgentGone(reason) => return Err(self.explain_loss(reason).await),
             Event::Vmm(_, VmmEvent::Running) => {}
-            Event::Vmm(_, VmmEvent::SpaceUsedUp) => self.space_used_up()?,
+            Event::Vmm(Role::Fs, VmmEvent::SpaceUsedUp) => self.space_used_up()?,
+            Event::Vmm(_, VmmEvent::SpaceUsedUp) => {}
             Event::Vmm(role, VmmEvent::Ended { how }) if role.is_machine() => {
                 return Ok(Some(Step::GuestEnded(how)));
             }
@@ -366,6 +367,7 @@ impl Monitor {
     /// The agent's connection is lost: that is rarely the cause.
     async fn explain_loss(&mut self, reason: Option<String>) -> Failure {
         if let Some(reason) = reason {
+            let reason = tail::printable(&reason);
             return breach(anyhow!("the guest's agent broke the protocol: {reason}"));
         }
         let closed = || {
