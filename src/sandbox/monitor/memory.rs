@@ -24,6 +24,8 @@ pub(super) struct Watchers {
     commands: Vec<Asker>,
     written: Option<Instant>,
     on_host: OnHost,
+    /// It has been said that the host's cgroup can't count.
+    told: bool,
 }
 
 /// The count of the host's cgroup.
@@ -83,7 +85,10 @@ impl Monitor {
         self.watchers.on_host = OnHost::Resting { behind: false };
         self.sources.tell_after(INTERVAL, Event::OomUncounted);
         let cgroup = &self.record.cgroup;
-        if let Err(error) = self.on_host(|| cgroup.count_oom_kill()).flatten() {
+        let counted = self.on_host(|| cgroup.count_oom_kill()).flatten();
+        if let Err(error) = counted
+            && !std::mem::replace(&mut self.watchers.told, true)
+        {
             tracing::warn!("the cgroup on the host does not count that memory ran out: {error:#}");
         }
     }
