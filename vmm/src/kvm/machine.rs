@@ -79,7 +79,8 @@ pub enum Until<'a> {
     End,
     /// The other end of this connected socket closes.
     HangUp(BorrowedFd<'a>),
-    /// This descriptor becomes readable.
+    /// This descriptor becomes readable. The process ends then, so nothing is waited for: a guest can keep
+    /// the threads of its devices busy for as long as it likes.
     Readable(BorrowedFd<'a>),
 }
 
@@ -280,6 +281,10 @@ impl Machine {
             processors.start(index, vcpu)?;
         }
         let waited = wait(&shared.ended, &self.stop, &processors.workers, until);
+        if let (Ok(Wakeup::Stopped), Until::Readable(_)) = (&waited, until) {
+            std::mem::forget((processors, serial, self.vm));
+            return Err(KvmError::Stopped);
+        }
         if let (Ok(Wakeup::Ended), Some(console)) = (&waited, &shared.bus.ports.serial) {
             // Its thread ends while the processors' do.
             console.begin_to_finish();
