@@ -4,7 +4,8 @@
  *
  * Steps: 's' LENGTH BYTES sends, 'f' LENGTH BYTES sends the same for ever, 'r' reads a frame,
  * 'c' closes the connection, 'n' makes as many further connections as it can, 'p' SECONDS pauses,
- * 'l' loops for ever, 'm' COUNT starts processes that do, 'x' exits. At the end it waits for ever.
+ * 'l' loops for ever, 'm' COUNT starts processes that do, 't' takes streams from here on and ends each
+ * at once, 'x' exits. At the end it waits for ever.
  * SECONDS and COUNT have 1 byte, LENGTH has 4, little-endian. */
 #define _GNU_SOURCE
 #include <linux/vm_sockets.h>
@@ -49,6 +50,23 @@ static int take(int fd, uint32_t count)
 	return 0;
 }
 
+static void take_streams(void)
+{
+	struct sockaddr_vm own = {
+		.svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = STREAM_PORT,
+	};
+	int listener = socket(AF_VSOCK, SOCK_STREAM, 0);
+	if (bind(listener, (struct sockaddr *)&own, sizeof own) != 0 || listen(listener, 16) != 0)
+		_exit(1);
+	if (fork() != 0)
+		return;
+	for (;;) {
+		int stream = accept(listener, 0, 0);
+		take(stream, STREAM_HEADER);
+		close(stream);
+	}
+}
+
 static uint32_t number(const unsigned char *at)
 {
 	uint32_t value;
@@ -90,6 +108,9 @@ int main(void)
 				if (fork() == 0)
 					for (;;)
 						__asm__ volatile("");
+			break;
+		case 't':
+			take_streams();
 			break;
 		case 'x':
 			return 1;

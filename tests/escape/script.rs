@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use kiln_protocol::frame::encode;
-use kiln_protocol::{CONTROL_PORT, ExitStatus, FromAgent, VERSION};
+use kiln_protocol::{CONTROL_PORT, ExitStatus, FromAgent, STREAM_PORT, StreamHeader, VERSION};
 
 use crate::stage::{Stage, lib_dir};
 
@@ -64,6 +64,12 @@ impl Script {
         self
     }
 
+    /// Takes streams from here on, and ends each at once.
+    pub fn take_streams(mut self) -> Self {
+        self.0.push(b't');
+        self
+    }
+
     /// Does nothing for some seconds.
     pub fn pause(mut self, seconds: u8) -> Self {
         self.0.extend([b'p', seconds]);
@@ -96,7 +102,9 @@ impl Script {
         let bytes: Vec<String> = self.0.iter().map(u8::to_string).collect();
         let header = stage.path().join("script.h");
         let script = format!(
-            "enum {{ PORT = {CONTROL_PORT} }};\nstatic const unsigned char SCRIPT[] = {{{}}};\n",
+            "enum {{ PORT = {CONTROL_PORT}, STREAM_PORT = {STREAM_PORT}, STREAM_HEADER = {} }};\n\
+             static const unsigned char SCRIPT[] = {{{}}};\n",
+            StreamHeader::SIZE,
             bytes.join(",")
         );
         fs::write(&header, script).expect("written");

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::Read;
 use std::process::{Child, Command, Output, Stdio};
 
-use kiln_protocol::FromAgent;
+use kiln_protocol::{ExitStatus, FailurePhase, FromAgent};
 use kiln_selftest_guests::{Guest, SPIN};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -169,6 +169,23 @@ fn late_agent_is_waited_for_until_the_deadline() {
     let late = "the guest's agent did not set the container up within 5 s; last phase reached: \
                 container set-up";
     Guested::new(&script, "create_deadline = 5\n").ends_with(1, &[late]);
+}
+
+#[test]
+fn start_that_crosses_a_kill_is_no_fault() {
+    let killed =
+        FromAgent::Exited { container: id(), status: ExitStatus::Signal(9), oom_killed: false };
+    let failed = FromAgent::Failed {
+        container: id(),
+        phase: FailurePhase::Exec,
+        message: "container \"test\" does not exist".to_owned(),
+        exit_code: 1,
+    };
+    let script = Script::created().say(&killed).say(&failed);
+    let guested = Guested::new(&script, "shutdown_deadline = 2\n");
+    let output = guested.run().output().expect("kiln");
+    guested.is_over(&output, 137, &[]);
+    assert!(!errors(&output).contains("the guest's agent sent"), "{}", errors(&output));
 }
 
 /// A machine of either engine whose CPU spins.

@@ -14,6 +14,7 @@ mod disk;
 mod guests;
 mod host;
 mod kills;
+mod pods;
 #[path = "../escape/script.rs"]
 #[allow(dead_code, reason = "these tests use a part of it")]
 mod script;

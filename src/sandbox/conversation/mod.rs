@@ -64,6 +64,8 @@ pub enum Progress {
         /// Whether its memory limit had processes killed.
         oom_killed: bool,
     },
+    /// The start of a container that had ended before it was heard of.
+    StartedTooLate,
     /// An exec's program runs.
     ExecStarted(ExecId),
     /// An exec could not be executed, and is over.
@@ -133,6 +135,8 @@ pub enum Breach {
 pub struct Conversation {
     container: String,
     stage: Stage,
+    /// The container has ended while a start was on its way: that may be answered yet.
+    start_crossed: bool,
     pending: Pending,
     /// Processes that the agent said were killed for want of memory.
     oom_kills: u64,
@@ -142,7 +146,8 @@ impl Conversation {
     /// A conversation about the container of this id.
     pub fn new(container: &str) -> Self {
         let (pending, container) = (Pending::default(), container.to_owned());
-        Self { container, stage: Stage::Connected, pending, oom_kills: 0 }
+        let (stage, start_crossed) = (Stage::Connected, false);
+        Self { container, stage, start_crossed, pending, oom_kills: 0 }
     }
 
     /// A conversation with an agent that others have greeted.
@@ -242,7 +247,15 @@ impl Conversation {
                 if self.pending.has_running_exec() {
                     return Err(Breach::Impossible("end of a container before its processes'"));
                 }
+                self.start_crossed = stage == Stage::Starting;
                 (Stage::Over, Progress::Exited { status, oom_killed })
+            }
+            (Stage::Over, FromAgent::Failed { container, exit_code, .. })
+                if std::mem::take(&mut self.start_crossed) =>
+            {
+                self.check(&container)?;
+                check_failure(exit_code)?;
+                (Stage::Over, Progress::StartedTooLate)
             }
             _ => return Err(Breach::OutOfTurn { message: name, expected: going_on(stage) }),
         };

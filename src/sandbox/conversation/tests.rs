@@ -88,6 +88,24 @@ fn a_failure_can_not_look_like_success() {
 }
 
 #[test]
+fn a_start_that_crosses_the_end_is_refused_once() {
+    let failed = || FromAgent::Failed {
+        container: "c".to_owned(),
+        phase: FailurePhase::Exec,
+        message: "container \"c\" does not exist".to_owned(),
+        exit_code: 1,
+    };
+    let mut conversation = at(Stage::Created);
+    conversation.starting();
+    assert!(matches!(conversation.hear(exited("c")), Ok(Progress::Exited { .. })));
+    assert_eq!(conversation.hear(failed()), Ok(Progress::StartedTooLate));
+    assert!(matches!(conversation.hear(failed()), Err(Breach::OutOfTurn { .. })));
+    let mut conversation = running();
+    conversation.hear(exited("c")).expect("ended");
+    assert!(matches!(conversation.hear(failed()), Err(Breach::OutOfTurn { .. })));
+}
+
+#[test]
 fn execs_start_and_end_once_each() {
     let mut conversation = running();
     for exec in [1, 2] {

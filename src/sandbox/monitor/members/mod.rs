@@ -4,6 +4,14 @@
 //! What a container's monitor says is trusted, but only to be about its container. What the agent says
 //! of a container is passed on unseen: that container's monitor checks it as any other does, and a
 //! guest that breaks the rules there ends it.
+//!
+//! * [`process`]: how far such a container is in the guest.
+//!
+//! Words cross: what a container's monitor has sent may reach the agent after the container's end, and
+//! its answer comes later still. So a container that goes is not forgotten before the agent has answered
+//! one last question about it. The agent answers in order: after that it has nothing more to say.
+
+mod process;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -11,11 +19,12 @@ use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, bail};
 use kiln_protocol::frame::{Decoder, encode};
-use kiln_protocol::{FromAgent, MAX_FROM_AGENT, MAX_TO_AGENT, ToAgent};
+use kiln_protocol::{FromAgent, MAX_FROM_AGENT, MAX_TO_AGENT, Question, ToAgent};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::OwnedReadHalf;
 use tokio::sync::mpsc;
 
+use self::process::{LAST_QUESTION, Process};
 use super::failure::Failure;
 use super::{Monitor, UNREAD_MESSAGES};
 use crate::sandbox::control::{Asker, Reply};
@@ -45,17 +54,28 @@ struct Member {
     /// It has asked to go, or has ended.
     leaves: bool,
     process: Process,
+    /// What of it is in the share, until that is on its way out.
     attached: Option<Attached>,
+    /// Nothing of it is in the share.
+    detached: bool,
+    /// One of the same id, which is taken in once this one is gone.
+    successor: Option<Candidate>,
 }
 
-/// How far the container is in the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Process {
-    /// The agent has not been told of it.
-    Unknown,
-    /// It is being set up, waits, or runs.
-    Lives,
-    Over,
+/// A container that asks to be taken in.
+#[derive(Debug)]
+struct Candidate {
+    join: Join,
+    /// The mount namespace in which its paths mean something.
+    namespace: OwnedFd,
+    asker: Asker,
+}
+
+impl Member {
+    /// Whether nothing of it is left.
+    fn is_gone(&self) -> bool {
+        self.detached && matches!(self.process, Process::Unknown | Process::Silent)
+    }
 }
 
 impl Members {
@@ -63,6 +83,12 @@ impl Members {
     fn has(&self, container: &str) -> bool {
         self.joining.iter().any(|joining| joining == container)
             || self.all.values().any(|member| member.container == container)
+    }
+
+    /// The one of this id that goes, if no other waits for that.
+    fn going(&mut self, container: &str) -> Option<&mut Member> {
+        let goes = |member: &&mut Member| member.leaves && member.container == container;
+        self.all.values_mut().find(goes).filter(|member| member.successor.is_none())
     }
 
     fn take_joining(&mut self, container: &str) {
@@ -73,18 +99,25 @@ impl Members {
 impl Monitor {
     /// A container's monitor asks for it to be taken in.
     pub(super) fn take_in(&mut self, descriptors: Vec<OwnedFd>, asker: Asker) {
-        if let Err(error) = self.prepare_to_join(descriptors, asker.clone()) {
+        match candidate(descriptors, asker.clone()) {
+            Ok(candidate) => self.take_in_candidate(candidate),
+            Err(error) => asker.answer(&Reply::refusal(format!("{error:#}"))),
+        }
+    }
+
+    fn take_in_candidate(&mut self, candidate: Candidate) {
+        if let Some(member) = self.members.going(&candidate.join.container) {
+            member.successor = Some(candidate);
+            return;
+        }
+        let asker = candidate.asker.clone();
+        if let Err(error) = self.prepare_to_join(candidate) {
             asker.answer(&Reply::refusal(format!("{error:#}")));
         }
     }
 
-    fn prepare_to_join(
-        &mut self,
-        mut descriptors: Vec<OwnedFd>,
-        asker: Asker,
-    ) -> anyhow::Result<()> {
-        let namespace = descriptors.pop().context("no mount namespace came with the request")?;
-        let join: Join = serde_json::from_str(document::read(descriptors)?.get())?;
+    fn prepare_to_join(&mut self, candidate: Candidate) -> anyhow::Result<()> {
+        let Candidate { join, namespace, asker } = candidate;
         if !self.guest.is_own() {
             bail!("container {} is in a pod's machine itself", self.container.id);
         }
@@ -120,7 +153,7 @@ impl Monitor {
             PodEvent::Attached { join, asker, result } => self.attached(&join, &asker, result),
             PodEvent::Said(id, message) => self.pass_on_to_agent(id, message)?,
             PodEvent::Gone(id) => self.leave(id)?,
-            PodEvent::Detached(id) => drop(self.members.all.remove(&id)),
+            PodEvent::Detached(id) => self.detached(id),
         }
         Ok(())
     }
@@ -140,6 +173,8 @@ impl Monitor {
             leaves: false,
             process: Process::Unknown,
             attached: Some(attached),
+            detached: false,
+            successor: None,
         };
         self.members.all.insert(id, member);
         if let Err(error) = self.connect_member(id, asker) {
@@ -187,15 +222,22 @@ impl Monitor {
             ToAgent::Create(create) if member.process == Process::Unknown => {
                 Some(&create.container)
             }
-            // The pod's network is its sandbox's.
-            ToAgent::Start { container, network: None } => Some(container),
-            ToAgent::Signal { container, .. }
-            | ToAgent::Resize { container, .. }
-            | ToAgent::Ask { container, .. } => Some(container),
+            // The pod's network is its sandbox's. To one that doesn't wait for it the agent would say
+            // that it has failed, though it lives.
+            ToAgent::Start { container, network: None }
+                if matches!(member.process, Process::Created | Process::Over) =>
+            {
+                Some(container)
+            }
+            ToAgent::Signal { container, .. } | ToAgent::Resize { container, .. } => {
+                Some(container)
+            }
+            ToAgent::Ask { container, request, .. } if *request != LAST_QUESTION => Some(container),
             ToAgent::Exec(exec) => Some(&exec.container),
             // So is its clock.
             ToAgent::Create(_)
             | ToAgent::Start { .. }
+            | ToAgent::Ask { .. }
             | ToAgent::Welcome { .. }
             | ToAgent::SetClock { .. } => None,
         };
@@ -203,8 +245,12 @@ impl Monitor {
             tracing::warn!(container = member.container, "its monitor says what it may not");
             return self.leave(id);
         }
-        if matches!(message, ToAgent::Create(_)) {
-            member.process = Process::Lives;
+        match message {
+            ToAgent::Create(_) => member.process = Process::Creating,
+            ToAgent::Start { .. } if member.process == Process::Created => {
+                member.process = Process::Started;
+            }
+            _ => {}
         }
         self.tell(&message)
     }
@@ -219,34 +265,47 @@ impl Monitor {
             .members
             .all
             .iter_mut()
-            .find(|(_, member)| member.process == Process::Lives && member.container == about);
+            .find(|(_, member)| member.process.is_talked_of() && member.container == about);
         let Some((id, member)) = found else { return Ok(Some(message)) };
         let id = *id;
-        if matches!(message, FromAgent::Exited { .. } | FromAgent::Failed { .. }) {
-            member.process = Process::Over;
+        member.process = member.process.after(&message);
+        if member.process == Process::Silent {
+            self.forget(id);
+            return Ok(None);
         }
         let frame = encode(&message, MAX_FROM_AGENT).context("message of the guest's agent")?;
         let taken = member.monitor.as_ref().is_none_or(|monitor| monitor.try_send(frame).is_ok());
-        if !taken {
+        // One that goes need not listen.
+        if !taken && !member.leaves {
             tracing::warn!(container = member.container, "its monitor takes no messages");
+        }
+        if !taken || member.leaves {
             self.leave(id)?;
-        } else if member.leaves && member.process == Process::Over {
-            self.detach(id);
         }
         Ok(None)
     }
 
-    /// A container goes: what is left of it in the guest is ended, and then its files leave the share.
+    /// A container goes: what is left of it in the guest is ended, and then its files leave the share,
+    /// and the agent is heard out.
     fn leave(&mut self, id: MemberId) -> Result<(), Failure> {
         let Some(member) = self.members.all.get_mut(&id) else { return Ok(()) };
         let again = std::mem::replace(&mut member.leaves, true);
-        if member.process != Process::Lives {
-            self.detach(id);
-        } else if !again {
-            let container = member.container.clone();
-            let signal = libc::SIGKILL;
-            self.tell(&ToAgent::Signal { container, exec: None, signal, all: false })?;
+        let container = member.container.clone();
+        if member.process.lives() {
+            if !again {
+                let signal = libc::SIGKILL;
+                self.tell(&ToAgent::Signal { container, exec: None, signal, all: false })?;
+            }
+            return Ok(());
         }
+        let is_owed = member.process == Process::Over;
+        // A guest that is to end answers nothing more.
+        if is_owed && !self.ending {
+            member.process = Process::Asked;
+            let (request, question) = (LAST_QUESTION, Question::Processes);
+            self.tell(&ToAgent::Ask { request, container, question })?;
+        }
+        self.detach(id);
         Ok(())
     }
 
@@ -265,9 +324,36 @@ impl Monitor {
         });
         if let Err(error) = started {
             tracing::warn!("files of a container stay in the share: {error:#}");
-            self.members.all.remove(&id);
+            self.detached(id);
         }
     }
+
+    fn detached(&mut self, id: MemberId) {
+        let Some(member) = self.members.all.get_mut(&id) else { return };
+        member.detached = true;
+        if self.ending {
+            // All that its monitor waits for.
+            member.monitor = None;
+        }
+        self.forget(id);
+    }
+
+    /// Lets a container go of which nothing is left.
+    fn forget(&mut self, id: MemberId) {
+        if !self.members.all.get(&id).is_some_and(Member::is_gone) {
+            return;
+        }
+        let member = self.members.all.remove(&id);
+        if let Some(successor) = member.and_then(|member| member.successor) {
+            self.take_in_candidate(successor);
+        }
+    }
+}
+
+fn candidate(mut descriptors: Vec<OwnedFd>, asker: Asker) -> anyhow::Result<Candidate> {
+    let namespace = descriptors.pop().context("no mount namespace came with the request")?;
+    let join = serde_json::from_str(document::read(descriptors)?.get())?;
+    Ok(Candidate { join, namespace, asker })
 }
 
 /// What changes the mount namespace of the thread that does it.
