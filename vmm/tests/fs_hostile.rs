@@ -11,17 +11,20 @@ mod fs_guest;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fs_driver::opcode::{
-    CREATE, LINK, LOOKUP, MKDIR, MKNOD, OPEN, READ, RENAME, RENAME2, RMDIR, SYMLINK, TMPFILE,
-    UNLINK, WRITE,
+    BATCH_FORGET, CREATE, FORGET, LINK, LOOKUP, MKDIR, MKNOD, OPEN, READ, RENAME, RENAME2, RMDIR,
+    SYMLINK, TMPFILE, UNLINK, WRITE,
 };
-use fs_driver::{Driver, connect, error, init, request};
+use fs_driver::{Driver, REQUEST_AT, connect, error, init, request};
 use fs_guest::FsProcess;
 use kiln_vmm::transport::Backend;
 use kiln_vmm::transport::vhost_user_frontend::VhostUserBackend;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use vm_memory::{Bytes, GuestAddress};
 
 const ROOT: u64 = 1;
 
@@ -218,6 +221,53 @@ fn buffers_that_are_not_in_memory_are_used_up_without_effect() {
     assert_eq!(driver.chain(&[(u64::MAX - 8, 64, 0, 0)]), 0);
     assert_eq!(driver.chain(&[(0x3f_fff0, 64, 0, 0)]), 0);
     // It goes on with what makes sense.
+    assert!(look_up(driver, ROOT, b"rootfs\0").is_ok());
+    served.end();
+}
+
+#[test]
+fn what_is_forgotten_needs_no_room_for_a_reply() {
+    let served = Served::begin();
+    let driver = &served.driver;
+    let rootfs = look_up(driver, ROOT, b"rootfs\0").unwrap();
+    let open = |node| error(&driver.request(&request(OPEN, 3, node, &[0; 8]), 4096));
+    let one = |node: u64| [node.to_le_bytes(), 1u64.to_le_bytes()].concat();
+    let batch = |node| [&1u64.to_le_bytes()[..], &one(node)].concat();
+    for (opcode, name, body) in [
+        (FORGET, &b"file\0"[..], &(|_| 1u64.to_le_bytes().to_vec()) as &dyn Fn(u64) -> Vec<u8>),
+        (BATCH_FORGET, b"dir\0", &batch),
+    ] {
+        let node = look_up(driver, rootfs, name).unwrap();
+        assert!(driver.request(&request(opcode, 3, node, &body(node)), 0).is_empty());
+        assert_ne!(open(node), 0, "{opcode} forgets");
+    }
+    // More nodes than the request has, and none.
+    let body = [&u64::MAX.to_le_bytes()[..], &one(rootfs)].concat();
+    assert!(driver.request(&request(BATCH_FORGET, 3, 0, &body), 0).is_empty());
+    assert!(driver.request(&request(BATCH_FORGET, 3, 0, &[]), 0).is_empty());
+    served.end();
+}
+
+#[test]
+fn requests_that_become_others_while_they_are_read_do_no_harm() {
+    let served = Served::begin();
+    let driver = &served.driver;
+    let memory = driver.memory.clone();
+    let over = Arc::new(AtomicBool::new(false));
+    let until = over.clone();
+    let other_processor = std::thread::spawn(move || {
+        while !until.load(Ordering::Relaxed) {
+            for opcode in [READ, FORGET] {
+                memory.write_obj(opcode, GuestAddress(REQUEST_AT + 4)).unwrap();
+            }
+        }
+    });
+    // Without room for a reply's header, of which only the first has no need.
+    for _ in 0..2000 {
+        driver.request(&request(FORGET, 3, ROOT, &[0; 40]), 8);
+    }
+    over.store(true, Ordering::Relaxed);
+    other_processor.join().unwrap();
     assert!(look_up(driver, ROOT, b"rootfs\0").is_ok());
     served.end();
 }

@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const MEMORY: usize = 4 << 20;
 const QUEUE_AT: u64 = 0x1000;
-const REQUEST_AT: u64 = 0x10_0000;
+pub const REQUEST_AT: u64 = 0x10_0000;
 const REPLY_AT: u64 = 0x20_0000;
 
 /// Seconds after which a device that does not answer has failed.
@@ -47,6 +47,7 @@ pub mod opcode {
     pub const RELEASE: u32 = 18;
     pub const SETXATTR: u32 = 21;
     pub const CREATE: u32 = 35;
+    pub const BATCH_FORGET: u32 = 42;
     pub const FALLOCATE: u32 = 43;
     pub const RENAME2: u32 = 45;
     pub const TMPFILE: u32 = 51;

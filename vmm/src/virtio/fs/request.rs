@@ -4,24 +4,29 @@
 //! it gives up on a request that it can't decode, without a reply, and it relies on there being room
 //! for a reply's header. Here every request that expects a reply and has room for one gets one:
 //! `EINVAL` where the request makes no sense. `FUSE_TMPFILE`, which the library doesn't know, is
-//! decoded here.
+//! decoded here; so are the requests without a reply, which need no room for one: the library reads
+//! each header again, by when the guest may have made another request of it.
 
 use std::io::{self, Write};
 
 use virtiofsd::descriptor_utils::{Reader, Writer};
-use virtiofsd::filesystem::Context;
-use virtiofsd::fuse::{CreateIn, EntryOut, InHeader, OpenOut, OutHeader};
+use virtiofsd::filesystem::{Context, FileSystem};
+use virtiofsd::fuse::{
+    BatchForgetIn, CreateIn, EntryOut, ForgetIn, ForgetOne, InHeader, OpenOut, OutHeader,
+};
 use virtiofsd::server::Server;
 use vm_memory::ByteValued;
 
 use super::guarded::GuardedFs;
 
-/// Requests that have no reply (`fuse_kernel.h`: `FUSE_FORGET`, `FUSE_INTERRUPT`,
-/// `FUSE_BATCH_FORGET`).
-const WITHOUT_REPLY: [u32; 3] = [2, 36, 42];
-
-/// `FUSE_TMPFILE` of `fuse_kernel.h`.
+/// Requests of `fuse_kernel.h`: the first three have no reply.
+const FORGET: u32 = 2;
+const INTERRUPT: u32 = 36;
+const BATCH_FORGET: u32 = 42;
 const TMPFILE: u32 = 51;
+
+/// The most nodes that a request may have forgotten. Linux names 2048.
+const MAX_FORGOTTEN: usize = 1 << 16;
 
 /// Decodes requests and passes them to a file system.
 pub struct RequestServer {
@@ -46,8 +51,13 @@ impl RequestServer {
             Ok(header) => header,
             Err(_) => return 0,
         };
-        let replies = !WITHOUT_REPLY.contains(&header.opcode);
-        if replies && writer.available_bytes() < size_of::<OutHeader>() {
+        if let FORGET | INTERRUPT | BATCH_FORGET = header.opcode {
+            if let Err(error) = self.forget(&mut reader) {
+                tracing::debug!(opcode = header.opcode, %error, "malformed request");
+            }
+            return 0;
+        }
+        if writer.available_bytes() < size_of::<OutHeader>() {
             return 0;
         }
         let written = if header.opcode == TMPFILE {
@@ -59,11 +69,35 @@ impl RequestServer {
                 Ok(written) => written,
                 Err(error) => {
                     tracing::debug!(opcode = header.opcode, %error, "malformed request");
-                    if replies { refuse(&mut writer, header.unique, libc::EINVAL) } else { 0 }
+                    refuse(&mut writer, header.unique, libc::EINVAL)
                 }
             }
         };
         u32::try_from(written).unwrap_or(u32::MAX)
+    }
+
+    /// Serves a request without a reply.
+    fn forget(&self, reader: &mut Reader<'_>) -> io::Result<()> {
+        let header: InHeader = reader.read_obj()?;
+        let context = Context::from(header);
+        match header.opcode {
+            FORGET => {
+                let ForgetIn { nlookup } = reader.read_obj()?;
+                self.file_system.forget(context, header.nodeid, nlookup);
+            }
+            BATCH_FORGET => {
+                let BatchForgetIn { count, .. } = reader.read_obj()?;
+                let nodes = (0..count).take(MAX_FORGOTTEN).map(|_| {
+                    let ForgetOne { nodeid, nlookup } = reader.read_obj()?;
+                    Ok((nodeid, nlookup))
+                });
+                let nodes = nodes.collect::<io::Result<_>>()?;
+                self.file_system.batch_forget(context, nodes);
+            }
+            // What is interrupted has been served by the time this is read.
+            _ => {}
+        }
+        Ok(())
     }
 
     /// Serves `FUSE_TMPFILE`, whose request and reply are `FUSE_CREATE`'s; the name in it means
