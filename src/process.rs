@@ -224,7 +224,8 @@ fn pidfd_of(pid: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Writes this process's id so that a reader sees all of it or nothing.
+/// Writes this process's id so that a reader sees all of it or nothing. Whoever may write to the directory
+/// can't have it written elsewhere: a link is replaced, not followed.
 ///
 /// # Errors
 /// The file system refuses.
@@ -232,10 +233,15 @@ pub fn write_pid(path: &Path) -> io::Result<()> {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     let new = path.with_file_name(name);
-    let written = std::fs::write(&new, std::process::id().to_string());
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    // O_EXCL, which follows no link either.
+    let mut file = File::create_new(&new)?;
+    let written = file.write_all(std::process::id().to_string().as_bytes());
     let written = written.and_then(|()| std::fs::rename(&new, path));
     if written.is_err() {
-        // It may not even exist.
         let _ = std::fs::remove_file(&new);
     }
     written
@@ -369,5 +375,24 @@ mod tests {
         let pid = process.id();
         drop(process);
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn pid_file_replaces_links_and_follows_none() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let target = folder.path().join("target");
+        std::fs::write(&target, "precious").expect("written");
+        let path = folder.path().join("pid");
+        for link in [folder.path().join(".pid"), path.clone()] {
+            std::os::unix::fs::symlink(&target, link).expect("planted");
+        }
+        for _ in 0..2 {
+            write_pid(&path).expect("written");
+            let text = std::fs::read_to_string(&path).expect("readable");
+            assert_eq!(text, std::process::id().to_string());
+            assert!(std::fs::symlink_metadata(&path).expect("there").is_file());
+        }
+        assert_eq!(std::fs::read_to_string(&target).expect("readable"), "precious");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 2);
     }
 }
