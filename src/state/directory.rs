@@ -303,7 +303,23 @@ impl StateDir {
         self.clear_up()?;
         // The lock's file goes last, so that until then the id stays taken.
         fs::remove_file(self.path.join("lock"))?;
-        fs::remove_dir(&self.path)
+        self.remove_name()
+    }
+
+    /// Removes the directory, whose lock's file has gone: from then on it is anybody's.
+    fn remove_name(&self) -> io::Result<()> {
+        match fs::remove_dir(&self.path) {
+            // Somebody else has the id by now, or has had it.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENOTEMPTY | libc::EEXIST | libc::ENOENT)
+                ) =>
+            {
+                Ok(())
+            }
+            removed => removed,
+        }
     }
 
     /// As [`remove`](Self::remove), if it isn't a container's that stays until it is deleted: says
@@ -312,7 +328,11 @@ impl StateDir {
     /// # Errors
     /// The file system refuses.
     pub fn remove_unless_kept(self) -> io::Result<bool> {
-        if self.holds_container() { Ok(false) } else { self.remove().map(|()| true) }
+        // If the lock is no longer its own, what the directory holds is a successor's.
+        if self.is_current() && self.holds_container() {
+            return Ok(false);
+        }
+        self.remove().map(|()| true)
     }
 
     /// Whether the lock is still that of the directory of this name.
@@ -366,6 +386,7 @@ fn open_with_lock(path: &Path) -> io::Result<(File, File)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bundle::HostHooks;
     use std::io::Read;
 
     #[test]
@@ -402,6 +423,43 @@ mod tests {
         let successor = StateDir::create(root.path(), "a").expect("free again");
         command.remove().expect("nothing to do");
         assert!(successor.path().join("lock").exists());
+    }
+
+    /// What says that a container stays until it is deleted.
+    fn kept() -> Vec<u8> {
+        let record = serde_json::json!({
+            "ociVersion": "1.2.0", "id": "a", "status": "created",
+            "monitor": {"pid": 1, "started": 0}, "bundle": "/b", "rootfs": "/b/rootfs",
+            "created": "", "owner": "", "annotations": {}, "engine": "kvm", "kept": true,
+            "cgroup": {"directories": [], "unit": null}, "hooks": HostHooks::default(),
+        });
+        serde_json::to_vec(&record).expect("JSON")
+    }
+
+    #[test]
+    fn id_may_be_used_again_before_its_directory_has_gone() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let dir = StateDir::create(root.path(), "a").expect("free");
+        fs::remove_file(dir.path().join("lock")).expect("removed");
+        let successor = StateDir::create(root.path(), "a").expect("free");
+        dir.remove_name().expect("a successor's");
+        assert!(successor.is_current());
+        successor.remove().expect("removed");
+        dir.remove_name().expect("gone");
+    }
+
+    #[test]
+    fn what_a_successor_keeps_is_not_taken_for_ones_own() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let dir = StateDir::create(root.path(), "a").expect("free");
+        let monitor = StateDir::inherit(dir.path().to_owned(), dir.share_lock().expect("dup"));
+        monitor.expect("there").remove().expect("removed");
+        let successor = StateDir::create(root.path(), "a").expect("free again");
+        fs::write(successor.path().join(STATE), kept()).expect("written");
+        assert!(successor.holds_container());
+        assert!(dir.remove_unless_kept().expect("nothing to do"));
+        assert!(successor.path().join(STATE).exists());
+        assert!(!successor.remove_unless_kept().expect("nothing to do"));
     }
 
     #[test]
