@@ -133,18 +133,24 @@ fn is_in(path: &Path) -> anyhow::Result<bool> {
 }
 
 fn call(arguments: &[&str]) -> anyhow::Result<()> {
-    let mut busctl = Command::new("busctl");
-    if !nix::unistd::geteuid().is_root() {
-        busctl.arg("--user");
-    }
-    busctl.args(["--quiet", "call", "org.freedesktop.systemd1", "/org/freedesktop/systemd1"]);
-    busctl.arg("org.freedesktop.systemd1.Manager").args(arguments).stdin(Stdio::null());
-    let output = busctl.output().context("busctl, which comes with systemd")?;
+    let output = busctl(arguments).output().context("busctl, which comes with systemd")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("systemd ({}): {}", arguments[0], said.trim());
     }
     Ok(())
+}
+
+fn busctl(arguments: &[&str]) -> Command {
+    let mut busctl = Command::new("busctl");
+    if !nix::unistd::geteuid().is_root() {
+        busctl.arg("--user");
+    }
+    // The root slice's name, `-.slice`, is no option.
+    busctl.args(["--quiet", "--", "call", "org.freedesktop.systemd1"]);
+    busctl.args(["/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"]);
+    busctl.args(arguments).stdin(Stdio::null());
+    busctl
 }
 
 #[cfg(test)]
@@ -173,5 +179,17 @@ mod tests {
         for (file, value) in [("cpu.max", "1 0"), ("io.max", "8:0 rbps=1")] {
             assert_eq!(told(file, value), []);
         }
+    }
+
+    #[test]
+    fn no_argument_is_taken_for_an_option() {
+        let busctl = busctl(&["StopUnit", "ss", "-.slice", "replace"]);
+        let arguments: Vec<_> =
+            busctl.get_args().filter_map(|argument| argument.to_str()).collect();
+        let end =
+            arguments.iter().position(|argument| *argument == "--").expect("an end of options");
+        assert!(arguments[..end].iter().all(|argument| argument.starts_with("--")));
+        assert_eq!(arguments[end + 1], "call");
+        assert!(arguments[end..].ends_with(&["StopUnit", "ss", "-.slice", "replace"]));
     }
 }
