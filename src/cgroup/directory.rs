@@ -1,10 +1,11 @@
 //! One directory of one cgroup hierarchy.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::ensure;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,12 @@ use super::limits::CpuTime;
 
 /// Controllers that limits need, version 2.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
+
+/// The mode of a directory that is made.
+const MODE: u32 = 0o755;
+/// What the mode of a sandbox's own has besides. Without it, who finds the directory just made couldn't
+/// tell it from one that a caller has made for him.
+const MARK: u32 = libc::S_ISVTX;
 
 /// A sandbox's directory in a hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +33,18 @@ pub struct Directory {
     pub path: PathBuf,
     /// The directories that did not exist, from the topmost to `path` itself.
     made: Vec<PathBuf>,
+    /// The number of the inode of `path`, once that has been made: who comes later makes another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    inode: Option<u64>,
+}
+
+/// Who makes a sandbox's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maker {
+    /// The calling process alone: who else has made it is about to use it.
+    Kiln,
+    /// systemd as well, which has made it for this sandbox, or refused to.
+    Systemd,
 }
 
 /// A relative path below the caller's own cgroup. In version 2 that can't have children with
@@ -48,7 +67,8 @@ impl Directory {
             Err(_) => below_own(hierarchy, path),
         };
         let made = way(&hierarchy.mount, &full).into_iter().filter(|path| !path.exists()).collect();
-        Self { kind: hierarchy.kind.clone(), mount: hierarchy.mount.clone(), path: full, made }
+        let (kind, mount) = (hierarchy.kind.clone(), hierarchy.mount.clone());
+        Self { kind, mount, path: full, made, inode: None }
     }
 
     /// The name of a directory beside it that is there for a moment at most, and that nobody else has.
@@ -58,41 +78,91 @@ impl Directory {
         self.path.with_file_name(name)
     }
 
-    /// Whether the directory itself was made for the sandbox.
-    pub fn is_made(&self) -> bool {
+    /// Whether the directory itself is made for the sandbox, or is to be.
+    fn is_made(&self) -> bool {
         self.made.contains(&self.path)
     }
 
-    /// Refuses a directory that others use.
-    ///
-    /// # Errors
-    /// It holds processes.
-    pub fn check_empty(&self) -> anyhow::Result<()> {
-        match pids(&self.path).len() {
-            0 => Ok(()),
-            count => bail!(
-                "linux.cgroupsPath: container's cgroup is not empty: {} holds {count} process(es)",
-                self.path.display()
-            ),
-        }
+    /// Whether the directory that is there now is the sandbox's own.
+    pub fn is_own(&self) -> bool {
+        self.is_made() && !self.is_successors()
     }
 
-    /// Makes the directory and those above it.
+    /// Whether the sandbox's own is gone, and somebody has made another of the same name.
+    pub fn is_successors(&self) -> bool {
+        let found = inode(&self.path).ok();
+        self.is_made() && self.inode.is_some() && found.is_some() && found != self.inode
+    }
+
+    /// Refuses a directory that others use, or may use.
     ///
     /// # Errors
-    /// As mkdir(2).
-    pub fn make(&self) -> io::Result<()> {
-        let way = way(&self.mount, &self.path);
-        for (index, path) in way.iter().enumerate() {
-            match fs::create_dir(path) {
-                Ok(()) => self.prepare(path)?,
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+    /// It holds processes, or was made for another container.
+    pub fn check_free(&self) -> anyhow::Result<()> {
+        let path = self.path.display();
+        let count = pids(&self.path).len();
+        ensure!(
+            count == 0,
+            "linux.cgroupsPath: container's cgroup is not empty: {path} holds {count} process(es)"
+        );
+        ensure!(
+            !is_marked(&self.path),
+            "linux.cgroupsPath: {path} was made for another container: delete that, or name another \
+             path; if there is none any more, remove the directory"
+        );
+        Ok(())
+    }
+
+    /// Makes the directory and those above it. Whether or not it succeeds, from then on the directory
+    /// counts as made only if it was.
+    ///
+    /// # Errors
+    /// As mkdir(2); `AlreadyExists` if it did not exist when it was planned, and somebody other than
+    /// `maker` has made it since.
+    pub fn make(&mut self, maker: Maker) -> io::Result<()> {
+        let made = self.make_way(maker);
+        if self.inode.is_none() {
+            self.made.retain(|path| *path != self.path);
+        }
+        made
+    }
+
+    fn make_way(&mut self, maker: Maker) -> io::Result<()> {
+        for path in way(&self.mount, &self.path) {
+            let is_above = path != self.path;
+            let mode = if is_above { MODE } else { MODE | MARK };
+            match DirBuilder::new().mode(mode).create(&path) {
+                Ok(()) => {
+                    self.note(&path)?;
+                    self.prepare(&path)?;
+                }
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    if !is_above && self.inode.is_none() {
+                        match maker {
+                            Maker::Systemd if self.is_made() => self.note(&path)?,
+                            Maker::Kiln if self.is_made() || is_marked(&path) => return Err(error),
+                            Maker::Systemd | Maker::Kiln => {}
+                        }
+                    }
+                }
                 Err(error) => return Err(error),
             }
-            let is_above = index + 1 < way.len();
             if is_above && self.kind == Kind::V2 {
-                pass_controllers_on(path);
+                pass_controllers_on(&path);
             }
+        }
+        Ok(())
+    }
+
+    /// Counts a directory on the way as made.
+    fn note(&mut self, path: &Path) -> io::Result<()> {
+        if !self.made.iter().any(|made| made == path) {
+            self.made.push(path.to_owned());
+            // What is above comes first.
+            self.made.sort();
+        }
+        if path == self.path {
+            self.inode = Some(inode(path)?);
         }
         Ok(())
     }
@@ -205,17 +275,37 @@ impl Directory {
     pub fn remove(&self) -> io::Result<()> {
         // A monitor that was killed may have left it; most have not.
         let _ = fs::remove_dir(self.beside());
-        if !self.is_made() {
+        if !self.is_own() {
             return Ok(());
         }
         remove_with_children(&self.path)?;
-        for above in self.made.iter().rev().skip(1) {
-            if fs::remove_dir(above).is_err() {
-                break;
-            }
-        }
+        // By now somebody else may have made another of the same name.
+        remove_empty(self.made.iter().rev().skip(1));
         Ok(())
     }
+
+    /// Removes of what was to be made the directories that nobody uses.
+    pub fn remove_unused(&self) {
+        remove_empty(self.made.iter().rev());
+    }
+}
+
+fn remove_empty<'a>(paths: impl Iterator<Item = &'a PathBuf>) {
+    for path in paths {
+        match fs::remove_dir(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => break,
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+/// Whether a directory was made for a container.
+fn is_marked(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| found.mode() & MARK != 0)
+}
+
+fn inode(path: &Path) -> io::Result<u64> {
+    Ok(fs::symlink_metadata(path)?.ino())
 }
 
 /// Lets the directories below `path` have the controllers that it has. What it can't pass on, its
@@ -283,9 +373,81 @@ mod tests {
             (version_1("memory"), None),
         ] {
             let (mount, path) = (mount.clone(), path.clone());
-            let found = Directory { kind, mount, path, made: Vec::new() }.cpu_time();
+            let found = Directory { kind, mount, path, made: Vec::new(), inode: None }.cpu_time();
             let found = found.as_ref().map(|found| (&*found.quota, &*found.period));
             assert_eq!(found, expected);
         }
+    }
+
+    /// A directory that is planned below one for the test.
+    fn planned(folder: &Path, path: &str) -> Directory {
+        let mount = folder.to_owned();
+        let hierarchy = Hierarchy { kind: Kind::V2, own: mount.clone(), mount };
+        Directory::plan(&hierarchy, Path::new(path))
+    }
+
+    #[test]
+    fn directory_that_two_have_planned_is_its_makers() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let [mut first, mut second] = [(); 2].map(|()| planned(folder.path(), "/above/one"));
+        first.make(Maker::Kiln).expect("made");
+        let error = second.make(Maker::Kiln).expect_err("made by another");
+        assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+        assert!(first.is_own() && !second.is_made());
+        second.remove().expect("left alone");
+        second.remove_unused();
+        assert!(first.path.exists());
+        first.remove().expect("removed");
+        assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
+    }
+
+    #[test]
+    fn directory_that_systemd_has_made_is_its_sandboxs() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let mut directory = planned(folder.path(), "/one.slice/one.scope");
+        fs::create_dir_all(&directory.path).expect("made");
+        directory.make(Maker::Systemd).expect("made");
+        assert!(directory.is_own());
+        // One that was there before is not.
+        let mut before = planned(folder.path(), "/one.slice/one.scope");
+        before.make(Maker::Systemd).expect("there");
+        before.remove().expect("left alone");
+        assert!(!before.is_own() && directory.path.exists());
+    }
+
+    #[test]
+    fn directory_of_a_callers_is_used_and_left() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        fs::create_dir_all(folder.path().join("above/one")).expect("made");
+        let mut directory = planned(folder.path(), "/above/one");
+        directory.make(Maker::Kiln).expect("there");
+        directory.remove().expect("left alone");
+        assert!(!directory.is_own() && directory.path.exists());
+    }
+
+    #[test]
+    fn successor_of_the_same_name_is_left_alone() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let mut directory = planned(folder.path(), "/one");
+        directory.make(Maker::Kiln).expect("made");
+        // The old one stays somewhere, so that its inode is not used again.
+        fs::rename(&directory.path, folder.path().join("gone")).expect("renamed");
+        assert!(directory.is_own() && !directory.is_successors());
+        fs::create_dir(&directory.path).expect("made");
+        assert!(!directory.is_own() && directory.is_successors());
+        directory.remove().expect("left alone");
+        assert!(directory.path.exists());
+    }
+
+    #[test]
+    fn plan_that_came_to_nothing_is_undone_as_far_as_it_is_unused() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let planned = planned(folder.path(), "/above/one");
+        fs::create_dir_all(planned.path.join("in use")).expect("made");
+        planned.remove_unused();
+        assert!(planned.path.exists());
+        fs::remove_dir(planned.path.join("in use")).expect("removed");
+        planned.remove_unused();
+        assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
     }
 }

@@ -13,9 +13,12 @@
 //! * [`victim`]: whom the host's kernel kills for that.
 //!
 //! # Promises
-//! A directory that holds processes already is refused. What is made is written down before it is
-//! made, so that it can be found after a crash; only that is removed, and only processes in that are
-//! killed. A hierarchy in which the caller may make no directories is left out, with a warning.
+//! A directory that holds processes already is refused, and one that was made for another container
+//! (its sticky bit says so, which mkdir(2) sets and nobody else has a use for): all processes in a
+//! container's own are its own. What is made is written down twice. The first time is before it is made,
+//! so that it can be found after a crash; what of that is empty is removed. The second time is before a
+//! process enters it, when it is sure who has made it; that is removed with all processes in it, and no
+//! others are killed. A hierarchy in which the caller may make no directories is left out, with a warning.
 
 mod directory;
 mod hierarchies;
@@ -30,11 +33,11 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 
-use self::directory::Directory;
+use self::directory::{Directory, Maker};
 use self::hierarchies::{Hierarchy, Kind};
 pub use self::limits::{Limits, Machine, Setting};
 use self::path::Scope;
@@ -52,6 +55,13 @@ pub struct Cgroup {
     directories: Vec<Directory>,
     /// The scope that systemd has made, by its unit's name.
     unit: Option<String>,
+    /// It is to be made: somebody else may have been faster.
+    #[serde(default, skip_serializing_if = "is_false")]
+    planned: bool,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// A cgroup that is to be made.
@@ -71,7 +81,8 @@ impl Plan {
         let hierarchies = hierarchies::find().context("cgroup hierarchies")?;
         let plan = |path: &Path, scope| {
             let directories = hierarchies.iter().map(|h| Directory::plan(h, path)).collect();
-            Self { cgroup: Cgroup { directories, unit: None }, scope, id: id.to_owned() }
+            let cgroup = Cgroup { directories, unit: None, planned: true };
+            Self { cgroup, scope, id: id.to_owned() }
         };
         match wanted {
             Wanted::Default => Ok(plan(&free_name(&hierarchies, id), None)),
@@ -89,42 +100,53 @@ impl Plan {
         }
     }
 
-    /// What is to be written down before [`make`](Self::make).
+    /// What is to be written down: before [`make`](Self::make) what is planned, after it, whether or not it
+    /// succeeds, what has been made.
     pub fn cgroup(&self) -> &Cgroup {
         &self.cgroup
     }
 
-    /// Makes the directories, sets limits, and moves the calling process there, which has one thread.
+    /// Makes the directories. systemd moves the calling process into a scope.
     ///
     /// # Errors
-    /// Other processes are there, or the kernel refuses a limit. What has been made is left to
-    /// [`Cgroup::remove`].
-    pub fn make(mut self, limits: &[Setting]) -> anyhow::Result<Cgroup> {
-        for directory in &self.cgroup.directories {
-            directory.check_empty()?;
+    /// It is in use, or was made for another container, or the file system refuses. What has been made is
+    /// left to [`Cgroup::remove`].
+    pub fn make(&mut self) -> anyhow::Result<()> {
+        let planned = std::mem::take(&mut self.cgroup);
+        for directory in &planned.directories {
+            directory.check_free()?;
         }
+        let mut maker = Maker::Kiln;
         if let Some(scope) = &self.scope {
             systemd::start(scope, &format!("kiln container {}", self.id))
                 .context("linux.cgroupsPath")?;
+            self.cgroup.unit = planned.unit;
+            systemd::await_move(scope).context("linux.cgroupsPath")?;
+            maker = Maker::Systemd;
         }
-        let mut usable = Vec::new();
-        for directory in self.cgroup.directories {
-            match directory.make() {
-                Ok(()) => usable.push(directory),
-                Err(error) if is_forbidden(&error) => tracing::warn!(
-                    path = %directory.path.display(), %error,
-                    "no right to make a cgroup there: the host does not account for this sandbox"
-                ),
-                Err(error) => {
-                    let named = || format!("cgroup {}", directory.path.display());
-                    return Err(error).with_context(named);
+        for mut directory in planned.directories {
+            let made = directory.make(maker);
+            let path = directory.path.clone();
+            match &made {
+                Err(error) if is_forbidden(error) => {
+                    tracing::warn!(
+                        path = %path.display(), %error,
+                        "no right to make a cgroup there: the host does not account for this sandbox"
+                    );
+                    continue;
                 }
+                Ok(()) | Err(_) => self.cgroup.directories.push(directory),
             }
+            made.map_err(|error| match error.kind() {
+                ErrorKind::AlreadyExists => anyhow!(
+                    "cgroup {}: another container has just made it: try again, or give each a \
+                     linux.cgroupsPath of its own",
+                    path.display()
+                ),
+                _ => anyhow::Error::new(error).context(format!("cgroup {}", path.display())),
+            })?;
         }
-        self.cgroup.directories = usable;
-        self.cgroup.apply(limits)?;
-        self.cgroup.enter()?;
-        Ok(self.cgroup)
+        Ok(())
     }
 }
 
@@ -209,7 +231,7 @@ impl Cgroup {
 
     /// Lets its processes go on if somebody has frozen them.
     pub fn thaw(&self) {
-        self.directories.iter().filter(|directory| directory.is_made()).for_each(Directory::thaw);
+        self.directories.iter().filter(|directory| directory.is_own()).for_each(Directory::thaw);
     }
 
     /// How many of its processes the host's kernel has killed for want of memory.
@@ -227,8 +249,14 @@ impl Cgroup {
     /// # Errors
     /// A process does not end, or the file system refuses; with the directory's name.
     pub fn remove(&self) -> io::Result<()> {
+        if self.planned {
+            // No process was to enter yet, and a scope with none in it goes by itself.
+            self.directories.iter().for_each(Directory::remove_unused);
+            return Ok(());
+        }
+        let is_successors = self.directories.iter().any(Directory::is_successors);
         let deadline = Instant::now() + PATIENCE;
-        let leaves = || self.directories.iter().filter(|directory| directory.is_made());
+        let leaves = || self.directories.iter().filter(|directory| directory.is_own());
         loop {
             leaves().for_each(Directory::kill);
             let left = leaves().find_map(|directory| Some((directory, directory.remove().err()?)));
@@ -240,7 +268,8 @@ impl Cgroup {
             }
             std::thread::sleep(STEP);
         }
-        if let Some(unit) = &self.unit {
+        // A scope that has gone by itself may have a successor of the same name.
+        if let Some(unit) = self.unit.as_ref().filter(|_| !is_successors) {
             systemd::stop(unit);
         }
         Ok(())
@@ -291,5 +320,87 @@ impl Origin {
                 tracing::debug!(%error, "cannot go back to a cgroup");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command};
+
+    /// A plan for `one` below a directory that stands for a hierarchy's mount.
+    fn plan(mount: &Path) -> Plan {
+        let hierarchy = Hierarchy { kind: Kind::V2, own: mount.into(), mount: mount.into() };
+        let directories = vec![Directory::plan(&hierarchy, Path::new("/one"))];
+        let cgroup = Cgroup { directories, unit: None, planned: true };
+        Plan { cgroup, scope: None, id: "c1".to_owned() }
+    }
+
+    /// A process that the directory says is in it.
+    fn process_in(mount: &Path) -> Child {
+        let process = Command::new("/bin/sleep").arg("1000").spawn().expect("a process");
+        let file = mount.join("one/cgroup.procs");
+        std::fs::write(file, process.id().to_string()).expect("written");
+        process
+    }
+
+    fn end(mut process: Child) {
+        assert!(process.try_wait().expect("a child").is_none(), "it was killed");
+        process.kill().expect("killed");
+        process.wait().expect("reaped");
+    }
+
+    #[test]
+    fn refused_container_kills_nobody_who_was_faster() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let (mut first, mut second) = (plan(folder.path()), plan(folder.path()));
+        let written_down = second.cgroup().clone();
+        first.make().expect("made");
+        let error = second.make().expect_err("made by another").to_string();
+        assert!(error.contains("another container"), "{error}");
+        let process = process_in(folder.path());
+        // It was refused, or was killed before it knew; another is refused for the process.
+        let mut third = plan(folder.path());
+        assert!(third.make().expect_err("in use").to_string().contains("not empty"));
+        for cgroup in [&written_down, second.cgroup(), third.cgroup()] {
+            cgroup.remove().expect("nothing to remove");
+        }
+        end(process);
+        std::fs::remove_file(folder.path().join("one/cgroup.procs")).expect("removed");
+        first.cgroup().remove().expect("removed");
+        assert!(!folder.path().join("one").exists());
+    }
+
+    #[test]
+    fn cgroup_is_its_makers_until_that_is_deleted() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let mut first = plan(folder.path());
+        first.make().expect("made");
+        let mut second = plan(folder.path());
+        let error = second.make().expect_err("made for another").to_string();
+        assert!(error.contains("linux.cgroupsPath") && error.contains("delete"), "{error}");
+        second.cgroup().remove().expect("nothing to remove");
+        assert!(folder.path().join("one").exists());
+        first.cgroup().remove().expect("removed");
+        plan(folder.path()).make().expect("free again");
+    }
+
+    #[test]
+    fn cgroup_that_a_caller_has_made_is_used_and_left() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        std::fs::create_dir(folder.path().join("one")).expect("made");
+        let mut plan = plan(folder.path());
+        plan.make().expect("there");
+        let process = process_in(folder.path());
+        plan.cgroup().remove().expect("nothing to remove");
+        end(process);
+    }
+
+    #[test]
+    fn what_was_written_down_without_inodes_is_read() {
+        let text = r#"{"directories": [{"kind": "v2", "mount": "/m", "path": "/m/a", "made": ["/m/a"]}],
+            "unit": null}"#;
+        let cgroup: Cgroup = serde_json::from_str(text).expect("read");
+        assert!(!cgroup.planned && cgroup.directories[0].is_own());
     }
 }

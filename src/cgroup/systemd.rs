@@ -21,10 +21,10 @@ pub fn is_running() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
 
-/// Has systemd make a scope with the calling process in it, and waits until it is there.
+/// Has systemd make a scope with the calling process in it.
 ///
 /// # Errors
-/// What systemd says, or that it says nothing.
+/// What systemd says: that it has one of this name already, for instance.
 pub fn start(scope: &Scope, description: &str) -> anyhow::Result<()> {
     let pid = std::process::id().to_string();
     let (slice, unit) = (&*scope.slice, &*scope.unit);
@@ -51,7 +51,15 @@ pub fn start(scope: &Scope, description: &str) -> anyhow::Result<()> {
         "1",
         &pid,
         "0",
-    ])?;
+    ])
+}
+
+/// Waits until the calling process is in its scope.
+///
+/// # Errors
+/// systemd does not move it.
+pub fn await_move(scope: &Scope) -> anyhow::Result<()> {
+    let (pid, unit) = (std::process::id(), &scope.unit);
     let path = scope.path();
     let deadline = Instant::now() + PATIENCE;
     while !is_in(&path)? {

@@ -222,6 +222,43 @@ fn cgroup_with_processes_is_refused_and_left_alone() {
 }
 
 #[test]
+fn cgroup_of_a_container_that_has_ended_is_refused_until_that_is_deleted() {
+    let stage = Stage::new(&["true"]);
+    let path = unique("ended");
+    set_path(&stage, &path);
+    let output = stage.run(&["--keep"]).output().expect("kiln");
+    assert!(output.status.success(), "{}", errors(&output));
+    let bundle = stage.bundle().display().to_string();
+    let output = kiln(&stage, &["run", "--engine", "emulated", "--bundle", &bundle, "other"]);
+    assert_eq!(output.status.code(), Some(1));
+    let errors = errors(&output);
+    assert!(errors.contains("linux.cgroupsPath") && errors.contains("delete"), "{errors}");
+    assert!(!directories(&path).is_empty());
+    succeeds(&stage, &["delete", "test"]);
+    assert_eq!(directories(&path), Vec::<PathBuf>::new());
+    assert!(stage.is_clean());
+}
+
+#[test]
+fn of_two_that_want_one_cgroup_at_once_none_harms_the_other() {
+    let path = unique("both");
+    let stages = [(); 2].map(|()| Stage::new(&["true"]));
+    let runs = stages.each_ref().map(|stage| {
+        set_path(stage, &path);
+        let mut run = stage.run(&[]);
+        run.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        run.spawn().expect("kiln")
+    });
+    let outputs = runs.map(|run| run.wait_with_output().expect("ends"));
+    assert!(outputs.iter().any(|output| output.status.success()), "{outputs:?}");
+    for output in outputs.iter().filter(|output| !output.status.success()) {
+        assert!(errors(output).contains(&path), "{}", errors(output));
+    }
+    assert_eq!(directories(&path), Vec::<PathBuf>::new());
+    assert!(stages.iter().all(Stage::is_clean));
+}
+
+#[test]
 fn what_a_crash_leaves_in_the_cgroup_is_killed_by_delete() {
     let stage = Stage::new(&["sleep", "1000"]);
     let path = unique("crashed");

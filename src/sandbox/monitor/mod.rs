@@ -156,17 +156,22 @@ unsafe fn stand_for_sandbox(
 }
 
 /// Moves this process to where callers will look for the container. What that makes on the host is
-/// written down first.
+/// written down first, and again once it is known to be the container's own.
 fn take_place(
     config: &mut MonitorConfig,
     state: &StateDir,
     namespaces: Vec<Namespace>,
 ) -> anyhow::Result<()> {
     config.record.monitor = crate::state::Monitor::this().context("/proc/self/stat")?;
-    let plan = cgroup::Plan::new(&config.cgroup, &config.container.id)?;
+    let mut plan = cgroup::Plan::new(&config.cgroup, &config.container.id)?;
     config.record.cgroup = plan.cgroup().clone();
     state.write(&config.record).context("state.json")?;
-    config.record.cgroup = plan.make(&config.limits.standing)?;
+    let made = plan.make();
+    config.record.cgroup = plan.cgroup().clone();
+    state.write(&config.record).context("state.json")?;
+    made?;
+    config.record.cgroup.apply(&config.limits.standing)?;
+    config.record.cgroup.enter()?;
     if let Some(score) = config.oom_score_adj {
         place::oom::take_score(score)?;
     }
