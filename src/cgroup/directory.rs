@@ -10,12 +10,15 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::STEP;
 use super::hierarchies::{Hierarchy, Kind, way};
 use super::limits::CpuTime;
 
 /// Controllers that limits need, version 2.
 const CONTROLLERS: [&str; 5] = ["cpu", "cpuset", "io", "memory", "pids"];
 
+/// How often a way is begun on which others remove directories, with a [`STEP`] between.
+const ATTEMPTS: u32 = 20;
 /// The mode of a directory that is made.
 const MODE: u32 = 0o755;
 /// What the mode of a sandbox's own has besides. Without it, who finds the directory just made couldn't
@@ -120,7 +123,17 @@ impl Directory {
     /// As mkdir(2); `AlreadyExists` if it did not exist when it was planned, and somebody other than
     /// `maker` has made it since.
     pub fn make(&mut self, maker: Maker) -> io::Result<()> {
-        let made = self.make_way(maker);
+        let mut made = self.make_way(maker);
+        for _ in 1..ATTEMPTS {
+            match &made {
+                // A container that was the last to use a directory on the way has just removed it.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    std::thread::sleep(STEP);
+                    made = self.make_way(maker);
+                }
+                Ok(()) | Err(_) => break,
+            }
+        }
         if self.inode.is_none() {
             self.made.retain(|path| *path != self.path);
         }
@@ -449,5 +462,33 @@ mod tests {
         fs::remove_dir(planned.path.join("in use")).expect("removed");
         planned.remove_unused();
         assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
+    }
+
+    #[test]
+    fn directories_on_the_way_may_go_while_others_are_made_in_them() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let come_and_go = &|name: &str| -> io::Result<()> {
+            (0..300).try_for_each(|_| {
+                let mut directory = planned(folder.path(), name);
+                directory.make(Maker::Kiln).and_then(|()| directory.remove())
+            })
+        };
+        std::thread::scope(|scope| {
+            let containers = ["/above/one", "/above/two"];
+            let threads = containers.map(|name| scope.spawn(move || come_and_go(name)));
+            for thread in threads {
+                thread.join().expect("no panic").expect("made and removed");
+            }
+        });
+    }
+
+    #[test]
+    fn way_that_cannot_be_made_is_given_up() {
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let mut directory = planned(&folder.path().join("not mounted"), "/one");
+        directory.mount.push("either");
+        directory.path = directory.mount.join("one");
+        let error = directory.make(Maker::Kiln).expect_err("no directory");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
     }
 }
