@@ -157,6 +157,7 @@ impl Directory {
                             Maker::Systemd | Maker::Kiln => {}
                         }
                     }
+                    self.prepare(&path)?;
                 }
                 Err(error) => return Err(error),
             }
@@ -180,9 +181,10 @@ impl Directory {
         Ok(())
     }
 
-    /// A new directory of cpuset, version 1, takes no process before it has CPUs and memory nodes.
+    /// A directory of cpuset, version 1, takes no process before it has CPUs and memory nodes, and has none
+    /// that the directory above it doesn't have: whoever has made that may have left them out.
     fn prepare(&self, path: &Path) -> io::Result<()> {
-        if !self.kind.is_version_1_of("cpuset") {
+        if !self.kind.is_version_1_of("cpuset") || path == self.mount {
             return Ok(());
         }
         for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -490,5 +492,27 @@ mod tests {
         directory.path = directory.mount.join("one");
         let error = directory.make(Maker::Kiln).expect_err("no directory");
         assert_eq!(error.kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn every_directory_of_cpuset_on_the_way_has_cpus_and_nodes() {
+        const FILES: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+        let folder = tempfile::tempdir().expect("temporary directory");
+        let mount = folder.path().to_owned();
+        // Two that others have made: one limited, one left empty.
+        let [limited, empty] = ["limited", "limited/empty"].map(|path| mount.join(path));
+        for (path, cpus) in [(&mount, "0-3\n"), (&limited, "1\n"), (&empty, "\n")] {
+            fs::create_dir_all(path).expect("made");
+            FILES.iter().for_each(|file| fs::write(path.join(file), cpus).expect("written"));
+        }
+        let kind = Kind::V1(vec!["cpuset".to_owned()]);
+        let hierarchy = Hierarchy { kind, own: mount.clone(), mount };
+        let mut directory = Directory::plan(&hierarchy, Path::new("/limited/empty"));
+        directory.make(Maker::Kiln).expect("there");
+        for file in FILES {
+            for path in [&limited, &empty] {
+                assert_eq!(fs::read_to_string(path.join(file)).expect("read").trim(), "1");
+            }
+        }
     }
 }
