@@ -2,7 +2,7 @@
 //! failures.
 
 use std::fs;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -183,4 +183,36 @@ fn hooks_of_the_container_run_in_the_guest_with_the_containers_state() {
         assert!(errors.contains(&format!("hooks.{field}[0]")) && errors.contains(word), "{errors}");
         assert!(stage.is_clean());
     }
+}
+
+#[test]
+fn second_start_is_refused_while_the_first_is_under_way() {
+    let stage = Stage::new(&["sleep", "1000"]);
+    let script = "echo > /begun; until [ -e /go ]; do sleep 0.1; done";
+    let hook = json!({
+        "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin"],
+    });
+    set_hooks(&stage, json!({"startContainer": [hook]}));
+    let (begun, go) = (stage.rootfs().join("begun"), stage.rootfs().join("go"));
+    let crossed_by_a_start = |mut first: Command| {
+        let mut first = first.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("kiln");
+        eventually("the hook", || begun.exists());
+        let output = kiln(&stage, &["start", "test"]);
+        assert_eq!(output.status.code(), Some(1));
+        let errors = errors(&output);
+        assert!(errors.contains("cannot start an already running container"), "{errors}");
+        assert!(first.try_wait().expect("a child").is_none());
+        fs::write(&go, "").expect("written");
+        assert!(first.wait().expect("ends").success());
+        assert_eq!(stage.state()["status"], "running");
+        succeeds(&stage, &["delete", "--force", "test"]);
+        fs::remove_file(&begun).expect("there");
+        fs::remove_file(&go).expect("there");
+    };
+    let output = create(&stage, &[]);
+    assert!(output.status.success(), "{}", errors(&output));
+    let mut start = stage.kiln();
+    start.args(["start", "test"]);
+    crossed_by_a_start(start);
+    crossed_by_a_start(stage.run(&["--detach"]));
 }

@@ -180,12 +180,12 @@ impl Monitor {
     /// Does what a later command asks for, or has the phase that waits for it do it.
     fn asked(&mut self, request: Request, descriptors: Vec<OwnedFd>, asker: Asker) -> Option<Step> {
         match request {
-            Request::Start if self.record.status == Status::Created => {
-                return Some(Step::StartAsked(asker));
-            }
+            Request::Start if self.waits_for_start() => return Some(Step::StartAsked(asker)),
             Request::Start => {
                 let status = match self.record.status {
-                    Status::Running => "an already running container".to_owned(),
+                    _ if self.exit_status.is_some() => "a container that has stopped".to_owned(),
+                    // One is created until its start is done.
+                    Status::Created | Status::Running => "an already running container".to_owned(),
                     status => {
                         format!("a container in the {} state: only a created one", status.name())
                     }
@@ -202,6 +202,13 @@ impl Monitor {
             question => self.question(question, descriptors, asker),
         }
         None
+    }
+
+    /// Whether a start is what comes next, and none is under way.
+    fn waits_for_start(&self) -> bool {
+        self.set_up
+            && self.record.status == Status::Created
+            && self.timeline.current() == Phase::Wait
     }
 
     /// Answers with the `process` of the container's configuration.
