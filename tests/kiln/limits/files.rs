@@ -71,6 +71,35 @@ fn what_a_step_removes_again_it_may_add_again() {
 }
 
 #[test]
+fn what_another_mount_of_a_directory_keeps_open_is_not_free() {
+    // The guest's kernel forgets a file of the other mount when it finds another under its name.
+    let script = "
+        fill() { dd if=/dev/zero of=/mnt/file bs=1M count=8 2>/dev/null; }
+        i=0
+        while [ $i -lt 4 ] && fill; do
+            eval \"exec $((i + 3))</again/file\"; rm /mnt/file; i=$((i + 1)); sleep 0.3
+        done
+        echo $i kept
+        rm /mnt/file
+        exec 3<&- 4<&- 5<&- 6<&-
+        until fill; do sleep 0.1; : </again/file; done
+        echo free";
+    let stage = Stage::new(&["sh", "-c", script]);
+    let volume = stage.path().join("volume");
+    fs::create_dir(&volume).expect("made");
+    stage.edit(|config| {
+        let mounts = config["mounts"].as_array_mut().expect("mounts");
+        for destination in ["/mnt", "/again"] {
+            mounts.push(json!({"destination": destination, "type": "bind", "source": volume,
+                               "options": ["bind"]}));
+        }
+    });
+    let output = run(&stage, &["--disk-limit", "16M"]);
+    let written = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(written, "1 kept\nfree\n", "{}", errors(&output));
+}
+
+#[test]
 fn bytes_and_requests_wait_for_their_turn() {
     // Each can only take longer on a busy machine.
     let script = "dd if=/dev/zero of=/file bs=64k count=96 2>/dev/null; echo done";

@@ -116,6 +116,14 @@ impl FsProcess {
         packets
     }
 
+    /// How many removed files the process has open, besides the guest's memory.
+    pub fn removed_files(&self) -> usize {
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.pid)).unwrap();
+        let names = descriptors.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        let removed = |name: &str| name.ends_with("(deleted)") && !name.starts_with("/memfd:");
+        names.filter(|name| removed(&name.to_string_lossy())).count()
+    }
+
     /// A descriptor of the process.
     pub fn pidfd(&self) -> OwnedFd {
         let pid = rustix::process::Pid::from_raw(self.pid.as_raw()).unwrap();

@@ -4,22 +4,118 @@
 use std::ffi::CStr;
 use std::io;
 
-use virtiofsd::filesystem::{Context, FileSystem};
+use virtiofsd::filesystem::{Context, Entry, Extensions, FileSystem, OpenOptions};
 use virtiofsd::passthrough::PassthroughFs;
 
-use super::nameless::NamelessFile;
-use super::space::{BLOCK, Blocks, Growth};
+use super::area::Known;
+use super::checks::{OPEN_FLAGS, open_flags};
+use super::nameless::{NamelessFile, Route};
+use super::space::{BLOCK, Blocks, Given, Growth};
 use super::{GuardedFs, Handle, Node};
 
 impl GuardedFs {
-    /// What makes something: a file that `node` names, or a name of it.
+    /// What makes a file, or a name of one, in a directory of the library's; `given` says of which
+    /// node the guest is told.
     pub(super) fn make<T>(
         &self,
+        ctx: Context,
+        directory: u64,
         action: impl FnOnce() -> io::Result<T>,
-        node: impl FnOnce(&T) -> Node,
+        given: impl FnOnce(&T) -> Given,
     ) -> io::Result<T> {
         match &self.space {
-            Some(space) => space.make(action, node),
+            Some(space) => {
+                let blocks = self.blocks(ctx, directory, None);
+                space.make(directory, &blocks, action, given, &|node| self.file_system(ctx, node))
+            }
+            None => action(),
+        }
+    }
+
+    /// What has the library tell of a file.
+    pub(super) fn look_up(
+        &self,
+        ctx: Context,
+        action: impl FnOnce() -> io::Result<Entry>,
+    ) -> io::Result<Entry> {
+        match &self.space {
+            Some(space) => space.look_up(action, known_file, &|node| self.file_system(ctx, node)),
+            None => action(),
+        }
+    }
+
+    /// What opens a file or directory.
+    pub(super) fn hand_out<T>(
+        &self,
+        node: u64,
+        action: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        match &self.space {
+            Some(space) => space.open(node, action),
+            None => action(),
+        }
+    }
+
+    /// What opens a file of the library's, which it may cut.
+    pub(super) fn open_in_library(
+        &self,
+        ctx: Context,
+        id: u64,
+        kill_priv: bool,
+        flags: u32,
+    ) -> io::Result<(Option<Handle>, OpenOptions)> {
+        let cuts = flags & libc::O_TRUNC as u32 != 0;
+        let open = || self.inner.open(ctx, id, kill_priv, flags);
+        let open = || self.hand_out(id, open);
+        self.cut(id, cuts, &self.blocks(ctx, id, None), open)
+    }
+
+    /// Makes a file and opens it, or opens it if it is there.
+    ///
+    /// Where additions are counted, these are two operations of the library's: it would keep a reference,
+    /// which nobody can give back, to a file that it has found but can't open.
+    pub(super) fn create_in_library(
+        &self,
+        ctx: Context,
+        parent: u64,
+        name: &CStr,
+        file: NewFile,
+        extensions: Extensions,
+    ) -> io::Result<(Entry, Option<Handle>, OpenOptions)> {
+        let NewFile { mode, kill_priv, flags, umask } = file;
+        if self.space.is_none() {
+            return self.inner.create(ctx, parent, name, mode, kill_priv, flags, umask, extensions);
+        }
+        let mode = libc::S_IFREG | mode & 0o7777;
+        let make = || self.inner.mknod(ctx, parent, name, mode, 0, umask, extensions);
+        let entry = match self.make(ctx, parent, make, new_file) {
+            Err(error) if is_there(&error) && flags & libc::O_EXCL as u32 == 0 => {
+                self.look_up(ctx, || self.inner.lookup(ctx, parent, name))
+            }
+            made => made,
+        }?;
+        let flags = open_flags(flags, OPEN_FLAGS);
+        match self.open_in_library(ctx, entry.inode, kill_priv, flags) {
+            Ok((handle, options)) => Ok((entry, handle, options)),
+            Err(error) => {
+                self.forget_in_library(ctx, entry.inode, 1);
+                Err(error)
+            }
+        }
+    }
+
+    /// What moves a name into a directory of the library's, and makes another if it `makes`.
+    pub(super) fn move_name(
+        &self,
+        ctx: Context,
+        directory: u64,
+        makes: bool,
+        action: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<()> {
+        match &self.space {
+            Some(space) => {
+                space.rename(directory, makes, &self.blocks(ctx, directory, None), action)
+            }
             None => action(),
         }
     }
@@ -83,15 +179,16 @@ impl GuardedFs {
         }
     }
 
-    /// An extended attribute.
+    /// What sets an extended attribute, of this length with its name.
     pub(super) fn attach<T>(
         &self,
-        name: &CStr,
-        value: &[u8],
+        node: Node,
+        length: usize,
+        blocks: &impl Blocks,
         action: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<T> {
         match &self.space {
-            Some(space) => space.attach((name.count_bytes() + value.len()) as u64, action),
+            Some(space) => space.attach(node, length as u64, blocks, action),
             None => action(),
         }
     }
@@ -105,43 +202,70 @@ impl GuardedFs {
         }
     }
 
-    /// The library has given a reference to a file.
-    pub(super) fn looked_up(&self, id: u64) {
-        if let Some(space) = &self.space {
-            space.looked_up(id);
-        }
-    }
-
     /// Gives references to a file back to the library.
     pub(super) fn forget_in_library(&self, ctx: Context, id: u64, count: u64) {
-        if let Some(space) = &self.space {
-            let attributes = || self.inner.getattr(ctx, id, None);
-            let gone = || attributes().is_ok_and(|(attributes, _)| attributes.nlink == 0);
-            space.forgotten(id, count, gone);
-        }
-        self.inner.forget(ctx, id, count);
+        let Some(space) = &self.space else { return self.inner.forget(ctx, id, count) };
+        let gone = || self.inner.getattr(ctx, id, None).is_ok_and(|(attr, _)| attr.nlink == 0);
+        let forget = || {
+            self.inner.forget(ctx, id, count);
+            // The library's word counts: it may have more references than the guest was told of.
+            !self.inner.getattr(ctx, id, None).is_err_and(|error| is_unknown(&error))
+        };
+        space.forget(id, gone, forget);
     }
 
-    /// The library has given a handle of a file or directory.
-    pub(super) fn opened(&self, id: u64) {
-        if let Some(space) = &self.space {
-            space.opened(id);
+    /// Takes references to a nameless file back.
+    pub(super) fn forget_nameless(&self, ctx: Context, node: Node, count: u64) {
+        let mut library = None;
+        match &self.space {
+            Some(space) => {
+                let gone = || match self.nameless.route(node) {
+                    Ok(Route::Nameless(file)) => file.attributes(),
+                    Ok(Route::Library(Known { id, .. })) => {
+                        self.inner.getattr(ctx, id, None).map(|(attributes, _)| attributes)
+                    }
+                    Err(error) => Err(error),
+                };
+                let gone = || gone().is_ok_and(|attributes| attributes.nlink == 0);
+                let forget = || {
+                    library = self.nameless.forget(node, count);
+                    self.nameless.route(node).is_ok()
+                };
+                space.forget(node, gone, forget);
+            }
+            None => library = self.nameless.forget(node, count),
+        }
+        if let Some(id) = library {
+            self.forget_in_library(ctx, id, 1);
         }
     }
 
-    /// The library has taken a handle back.
-    pub(super) fn closed(&self, id: u64) {
+    /// A handle of a node has been taken back.
+    pub(super) fn closed(&self, node: Node) {
         if let Some(space) = &self.space {
-            space.closed(id);
+            space.closed(node);
         }
     }
 
-    /// The guest has forgotten everything.
-    pub(super) fn forget_all(&self) {
-        self.nameless.clear();
-        if let Some(space) = &self.space {
-            space.reset();
+    /// What takes everything back that the guest has.
+    pub(super) fn begin_anew<T>(&self, action: impl FnOnce() -> T) -> T {
+        let action = || {
+            self.nameless.clear();
+            action()
+        };
+        match &self.space {
+            Some(space) => space.reset(action),
+            None => action(),
         }
+    }
+
+    /// The id of the file system that a node's file is in, if it has one.
+    fn file_system(&self, ctx: Context, node: Node) -> Option<u64> {
+        let figures = match self.nameless.route(node).ok()? {
+            Route::Nameless(file) => file.file_system(),
+            Route::Library(Known { id, .. }) => self.inner.statfs(ctx, id),
+        };
+        figures.ok().map(|figures| figures.f_fsid).filter(|id| *id != 0)
     }
 
     /// The blocks of a file of the library's, which is written through `handle` if it is written.
@@ -153,6 +277,34 @@ impl GuardedFs {
     ) -> LibraryBlocks<'_> {
         LibraryBlocks { library: &self.inner, ctx, id, handle }
     }
+}
+
+/// What a file is made with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NewFile {
+    pub mode: u32,
+    pub kill_priv: bool,
+    pub flags: u32,
+    pub umask: u32,
+}
+
+/// The node of a file that was there, by the library's answer.
+pub(super) fn known_file(entry: &Entry) -> Given {
+    Given { node: entry.inode, number: entry.attr.ino, blocks: 0, handles: 0 }
+}
+
+/// The node of a file that was just made, by the library's answer.
+pub(super) fn new_file(entry: &Entry) -> Given {
+    Given { blocks: entry.attr.blocks.saturating_mul(BLOCK), ..known_file(entry) }
+}
+
+fn is_there(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EEXIST)
+}
+
+/// The library doesn't know the node.
+fn is_unknown(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EBADF)
 }
 
 /// The blocks of a file that the library serves.

@@ -13,6 +13,7 @@ use virtiofsd::fuse::{Attr, SetattrIn};
 
 use super::area::{Entries, Known, known};
 use super::checks::{OPEN_FLAGS, entry_name, errno, file_range, open_flags};
+use super::counted::{NewFile, known_file, new_file};
 use super::nameless::{NAMELESS_BIT, Route};
 use super::{GuardedFs, Handle, Node};
 
@@ -22,27 +23,25 @@ impl FileSystem for GuardedFs {
     type DirIter = Entries;
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
-        self.forget_all();
-        self.inner.init(capable)
+        self.begin_anew(|| self.inner.init(capable))
     }
 
     fn destroy(&self) {
-        self.forget_all();
-        self.inner.destroy();
+        self.begin_anew(|| self.inner.destroy());
     }
 
     fn lookup(&self, ctx: Context, parent: Node, name: &CStr) -> io::Result<Entry> {
         entry_name(name)?;
         let parent = known(parent);
-        let entry = self.inner.lookup(ctx, parent.id, name)?;
+        let entry = self.look_up(ctx, || self.inner.lookup(ctx, parent.id, name))?;
         Ok(self.adopt(ctx, parent, name, entry))
     }
 
     fn forget(&self, ctx: Context, node: Node, count: u64) {
         if node & NAMELESS_BIT == 0 {
             self.forget_in_library(ctx, known(node).id, count);
-        } else if let Some(id) = self.nameless.forget(node, count) {
-            self.forget_in_library(ctx, id, 1);
+        } else {
+            self.forget_nameless(ctx, node, count);
         }
     }
 
@@ -115,7 +114,7 @@ impl FileSystem for GuardedFs {
         entry_name(name)?;
         let parent = known(parent);
         let make = || self.inner.symlink(ctx, target, parent.id, name, extensions);
-        let entry = self.make(make, |entry| entry.inode)?;
+        let entry = self.make(ctx, parent.id, make, new_file)?;
         Ok(self.adopt(ctx, parent, name, entry))
     }
 
@@ -132,7 +131,7 @@ impl FileSystem for GuardedFs {
         entry_name(name)?;
         let parent = known(parent);
         let make = || self.inner.mknod(ctx, parent.id, name, mode, rdev, umask, extensions);
-        let entry = self.make(make, |entry| entry.inode)?;
+        let entry = self.make(ctx, parent.id, make, new_file)?;
         Ok(self.adopt(ctx, parent, name, entry))
     }
 
@@ -148,7 +147,7 @@ impl FileSystem for GuardedFs {
         entry_name(name)?;
         let parent = known(parent);
         let make = || self.inner.mkdir(ctx, parent.id, name, mode, umask, extensions);
-        let entry = self.make(make, |entry| entry.inode)?;
+        let entry = self.make(ctx, parent.id, make, new_file)?;
         Ok(self.adopt(ctx, parent, name, entry))
     }
 
@@ -174,7 +173,10 @@ impl FileSystem for GuardedFs {
         entry_name(old_name)?;
         entry_name(new_name)?;
         let (old, new) = (known(old_parent).id, known(new_parent).id);
-        self.inner.rename(ctx, old, old_name, new, new_name, flags)
+        // What is left behind on an overlay's layer is a file of its own.
+        let makes = flags & libc::RENAME_WHITEOUT != 0;
+        let rename = || self.inner.rename(ctx, old, old_name, new, new_name, flags);
+        self.move_name(ctx, new, makes, rename)
     }
 
     fn link(&self, ctx: Context, node: Node, parent: Node, name: &CStr) -> io::Result<Entry> {
@@ -182,11 +184,15 @@ impl FileSystem for GuardedFs {
         let parent = known(parent);
         match self.nameless.route(node)? {
             Route::Nameless(file) => {
-                self.make(|| self.name(ctx, node, &file, parent, name), |_| node)
+                let link = || self.name(ctx, node, &file, parent, name);
+                let given = |(entry, _): &(Entry, bool)| known_file(entry);
+                let (entry, named) = self.make(ctx, parent.id, link, given)?;
+                let id = entry.inode;
+                Ok(self.tell(ctx, parent.adopt(name, entry), id, named))
             }
             Route::Library(known) => {
                 let make = || self.inner.link(ctx, known.id, parent.id, name);
-                let entry = self.make(make, |entry| entry.inode)?;
+                let entry = self.make(ctx, parent.id, make, known_file)?;
                 Ok(self.adopt(ctx, parent, name, entry))
             }
         }
@@ -202,16 +208,16 @@ impl FileSystem for GuardedFs {
         let flags = open_flags(flags, OPEN_FLAGS);
         match self.nameless.route(node)? {
             Route::Nameless(file) => {
-                let file = file.reopen(&self.fd_directory, flags)?;
-                let handle = self.nameless.add_handle(node, file)?;
+                let open = || {
+                    let opened = file.reopen(&self.fd_directory, flags)?;
+                    self.nameless.add_handle(node, opened)
+                };
+                let cuts = flags & libc::O_TRUNC as u32 != 0;
+                let handle = self.cut(node, cuts, &file, || self.hand_out(node, open))?;
                 Ok((Some(handle), OpenOptions::empty()))
             }
             Route::Library(known) => {
-                let open = || self.inner.open(ctx, known.id, kill_priv, flags);
-                let cuts = flags & libc::O_TRUNC as u32 != 0;
-                let blocks = self.blocks(ctx, known.id, None);
-                let (handle, options) = self.cut(known.id, cuts, &blocks, open)?;
-                self.opened(known.id);
+                let (handle, options) = self.open_in_library(ctx, known.id, kill_priv, flags)?;
                 Ok((handle, known.open_options(options)))
             }
         }
@@ -231,10 +237,9 @@ impl FileSystem for GuardedFs {
         entry_name(name)?;
         let parent = known(parent);
         let flags = open_flags(flags, OPEN_FLAGS | libc::O_EXCL);
-        let make =
-            || self.inner.create(ctx, parent.id, name, mode, kill_priv, flags, umask, extensions);
-        let (entry, handle, options) = self.make(make, |(entry, ..)| entry.inode)?;
-        self.opened(entry.inode);
+        let file = NewFile { mode, kill_priv, flags, umask };
+        let (entry, handle, options) =
+            self.create_in_library(ctx, parent.id, name, file, extensions)?;
         let entry = self.adopt(ctx, parent, name, entry);
         let options = known(entry.inode).open_options(options);
         Ok((entry, handle, options))
@@ -342,13 +347,16 @@ impl FileSystem for GuardedFs {
         lock_owner: Option<u64>,
     ) -> io::Result<()> {
         match self.nameless.route_open(node, handle)? {
-            Route::Nameless(_) => self.nameless.release(node, handle),
+            Route::Nameless(_) => {
+                self.nameless.release(node, handle)?;
+                self.closed(node);
+            }
             Route::Library(Known { id, .. }) => {
                 self.inner.release(ctx, id, flags, handle, flush, flock_release, lock_owner)?;
                 self.closed(id);
-                Ok(())
             }
         }
+        Ok(())
     }
 
     fn statfs(&self, ctx: Context, node: Node) -> io::Result<libc::statvfs64> {
@@ -369,13 +377,16 @@ impl FileSystem for GuardedFs {
         flags: u32,
         extra_flags: SetxattrFlags,
     ) -> io::Result<()> {
+        let length = name.count_bytes() + value.len();
         match self.nameless.route(node)? {
             Route::Nameless(file) => {
-                self.attach(name, value, || file.set_attribute(name, value, flags, extra_flags))
+                let set = || file.set_attribute(name, value, flags, extra_flags);
+                self.attach(node, length, &file, set)
             }
-            Route::Library(Known { id, .. }) => self.attach(name, value, || {
-                self.inner.setxattr(ctx, id, name, value, flags, extra_flags)
-            }),
+            Route::Library(Known { id, .. }) => {
+                let set = || self.inner.setxattr(ctx, id, name, value, flags, extra_flags);
+                self.attach(id, length, &self.blocks(ctx, id, None), set)
+            }
         }
     }
 
@@ -401,8 +412,11 @@ impl FileSystem for GuardedFs {
 
     fn removexattr(&self, ctx: Context, node: Node, name: &CStr) -> io::Result<()> {
         match self.nameless.route(node)? {
-            Route::Nameless(file) => file.remove_attribute(name),
-            Route::Library(Known { id, .. }) => self.inner.removexattr(ctx, id, name),
+            Route::Nameless(file) => self.cut(node, true, &file, || file.remove_attribute(name)),
+            Route::Library(Known { id, .. }) => {
+                let remove = || self.inner.removexattr(ctx, id, name);
+                self.cut(id, true, &self.blocks(ctx, id, None), remove)
+            }
         }
     }
 
@@ -413,9 +427,7 @@ impl FileSystem for GuardedFs {
         flags: u32,
     ) -> io::Result<(Option<Handle>, OpenOptions)> {
         let id = known(node).id;
-        let opened = self.inner.opendir(ctx, id, open_flags(flags, OPEN_FLAGS))?;
-        self.opened(id);
-        Ok(opened)
+        self.hand_out(id, || self.inner.opendir(ctx, id, open_flags(flags, OPEN_FLAGS)))
     }
 
     fn readdir(

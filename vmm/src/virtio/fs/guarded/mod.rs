@@ -18,6 +18,8 @@ mod counted;
 mod file_system;
 mod nameless;
 mod space;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::CStr;
 use std::fs::File;
@@ -36,6 +38,7 @@ use nameless::{Making, Nameless, Route};
 
 pub use area::{ADDITIONS, MAX_MOUNT_INDEX};
 pub use space::Space;
+use space::{BLOCK, Given};
 
 type Handle = u64;
 type Node = u64;
@@ -85,8 +88,15 @@ impl GuardedFs {
             umask: request.umask,
         };
         let make = |directory: &File| nameless::make(directory, &ctx, making);
-        let make = || self.nameless.add(directory, self.with_directory(ctx, directory, make)?);
-        let (inode, handle) = self.make(make, |(inode, _)| *inode)?;
+        let make = || {
+            let file = self.with_directory(ctx, directory, make)?;
+            let status = rustix::fs::fstat(&file)?;
+            let (node, handle) = self.nameless.add(directory, file)?;
+            let blocks = status.st_blocks.cast_unsigned().saturating_mul(BLOCK);
+            Ok((Given { node, number: status.st_ino, blocks, handles: 1 }, handle))
+        };
+        let (Given { node: inode, .. }, handle) =
+            self.make(ctx, directory.id, make, |(given, _)| *given)?;
         let Route::Nameless(file) = self.nameless.route(inode)? else {
             return Err(errno(libc::ESTALE));
         };
@@ -125,7 +135,8 @@ impl GuardedFs {
         borrower.result.unwrap_or_else(|| Err(errno(libc::EIO)))
     }
 
-    /// Links a nameless file.
+    /// Links a nameless file. Gives what the library then knows under that name, and whether it is
+    /// the nameless file from now on.
     fn name(
         &self,
         ctx: Context,
@@ -133,17 +144,14 @@ impl GuardedFs {
         file: &nameless::NamelessFile,
         parent: Known,
         name: &CStr,
-    ) -> io::Result<Entry> {
+    ) -> io::Result<(Entry, bool)> {
         let link = |directory: &File| file.link(&self.fd_directory, directory, name);
         self.with_directory(ctx, parent, link)?;
         let entry = self.inner.lookup(ctx, parent.id, name)?;
-        let id = entry.inode;
-        self.looked_up(id);
         // Another may have taken the name in between. The file has had it all the same; it stays
         // without one as far as the library knows.
-        let named = file.is(&entry.attr)? && self.nameless.name(node, id);
-        let entry = self.tell(ctx, parent.adopt(name, entry), id, named);
-        Ok(entry)
+        let named = file.is(&entry.attr).unwrap_or(false) && self.nameless.name(node, entry.inode);
+        Ok((entry, named))
     }
 
     /// Prepares what the library has found for the guest: a file that the guest knows as a nameless
@@ -162,7 +170,6 @@ impl GuardedFs {
     /// Turns the library's answer about `name` in `parent` into the guest's.
     fn adopt(&self, ctx: Context, parent: Known, name: &CStr, entry: Entry) -> Entry {
         let id = entry.inode;
-        self.looked_up(id);
         self.tell(ctx, parent.adopt(name, entry), id, false)
     }
 }
