@@ -247,6 +247,30 @@ fn machine_whose_process_dies_is_told() {
 }
 
 #[test]
+fn file_system_process_that_dies_with_the_guest_leaves_the_steps_status() {
+    let status = ExitStatus::Code(3);
+    let ended = FromAgent::Exited { container: id(), status, oom_killed: false };
+    // The guest does not end by itself, as one that waits for its files.
+    let guested = Guested::new(&started().say(&ended), "shutdown_deadline = 60\n");
+    let log = guested.stage.path().join("log");
+    let mut command = guested.kiln();
+    command.arg("--log").arg(&log).args(["run", "--engine", "emulated", "--bundle"]);
+    command.arg(guested.stage.bundle()).arg(id()).stdin(Stdio::null());
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = command.spawn().expect("kiln");
+    let logged = || fs::read_to_string(&log).unwrap_or_default();
+    let step_is_over = |line: &str| line.contains("phase has ended") && line.contains("\"step\"");
+    eventually("the guest is to end", || logged().lines().any(step_is_over));
+    let server = processes_of(&guested.stage).into_iter().find(|pid| role(*pid) == "file system");
+    kill(Pid::from_raw(server.expect("there")), Signal::SIGKILL).expect("sent");
+    let output = child.wait_with_output().expect("ends");
+    guested.is_over(&output, 3, &[]);
+    let logged = logged();
+    assert!(logged.contains("file system process was killed by SIGKILL"), "{logged}");
+    assert!(!logged.contains("did not end in time"), "{logged}");
+}
+
+#[test]
 fn frozen_sandbox_is_deleted_by_force() {
     let stage = marked(&["sleep", "1000"]);
     let before = Host::look(&stage);

@@ -322,6 +322,11 @@ impl Monitor {
                 return Ok(Some(Step::GuestEnded(how)));
             }
         }
+        if self.ending && role == Role::Fs && !status.success() {
+            // The guest would wait for it in vain. What it wrote is on the host already.
+            tracing::warn!("{} {} while the guest was ending", role.name(), describe(status));
+            return Ok(Some(Step::GuestEnded(GuestEnd::Shutdown)));
+        }
         if self.ending {
             return Ok(role.is_machine().then_some(Step::GuestEnded(GuestEnd::Shutdown)));
         }
