@@ -331,6 +331,11 @@ fn forwarded_signals() -> SigSet {
     Signal::iterator().filter(|signal| !own.contains(signal)).collect()
 }
 
+/// Whether a signal ends a process that has no use for it.
+pub fn ends_programs(signal: i32) -> bool {
+    matches!(signal, libc::SIGHUP | libc::SIGINT | libc::SIGQUIT | libc::SIGTERM)
+}
+
 /// The signals that are taken in: the forwarded ones, and with a terminal of one's own the changes of
 /// its size.
 pub fn watched_signals(with_size: bool) -> SigSet {

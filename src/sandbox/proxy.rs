@@ -28,9 +28,8 @@ use tokio::task::LocalSet;
 
 use super::budget::Budget;
 use super::control::{EXEC_REFUSED, Exec, Reply, Request};
-use super::deadline::Deadline;
-use super::events::{self, Event, second, watched_signals};
-use super::stdio::{Activity, Drain, QUIET, Streams};
+use super::events::{self, Event, ends_programs, second, watched_signals};
+use super::stdio::{Activity, Drain, Streams};
 use super::{FromCommand, FromMonitor, Outcome, document, packet};
 use crate::cgroup::Cgroup;
 use crate::mend;
@@ -133,6 +132,7 @@ enum Step {
     MonitorGone,
     CommandGone,
     StreamEnded,
+    Signalled(i32),
 }
 
 impl Proxy {
@@ -162,8 +162,9 @@ impl Proxy {
                 }
                 Step::Replied(Reply::Started, _) => self.announce().map_err(failed)?,
                 Step::Replied(Reply::Ended(status), _) => {
-                    self.drain().await?;
-                    return self.status(status.in_shell());
+                    let status = status.in_shell();
+                    self.drain(status == KILLED).await?;
+                    return self.status(status);
                 }
                 Step::Replied(Reply::Failed { message, exit_code }, _) => {
                     return Err(Outcome { exit_code, error: Some(message), notice: None });
@@ -174,6 +175,7 @@ impl Proxy {
                 // Nothing of the guest has outlived it, or is to.
                 Step::MonitorGone | Step::CommandGone => return self.status(KILLED),
                 Step::StreamEnded => self.outputs = self.outputs.saturating_sub(1),
+                Step::Signalled(_) => {}
             }
         }
     }
@@ -223,24 +225,29 @@ impl Proxy {
         Ok(())
     }
 
-    /// Waits until all that the program wrote has been written on.
-    async fn drain(&mut self) -> Result<(), Outcome> {
+    /// Waits until all that the program wrote has been written on; not for long if it was killed, or
+    /// a signal comes that would have ended it.
+    async fn drain(&mut self, killed: bool) -> Result<(), Outcome> {
         let activity = Arc::clone(&self.activity);
         let mut drain = Drain::new(&activity);
+        if killed {
+            drain.hurry();
+        }
         while self.outputs > 0 {
-            let mut quiet = Deadline::after(QUIET);
             let step = tokio::select! {
                 biased;
                 step = self.next() => Some(step?),
-                () = quiet.passed() => None,
+                () = drain.deadline().passed() => None,
             };
             match step {
                 Some(Step::StreamEnded) => self.outputs -= 1,
                 Some(Step::CommandGone) => return Ok(()),
                 // What has come out of the guest is still to be read.
                 Some(Step::Replied(..) | Step::MonitorGone) => {}
+                Some(Step::Signalled(signal)) if ends_programs(signal) => drain.hurry(),
+                Some(Step::Signalled(_)) => {}
                 None if drain.is_stuck() => {
-                    tracing::debug!("an output stream is kept open: it is cut off");
+                    tracing::debug!("an output stream is kept open, or not read: it is cut off");
                     return Ok(());
                 }
                 None => {}
@@ -267,13 +274,16 @@ impl Proxy {
                     self.exceeded = true;
                     self.pass_on(FromCommand::OutputExceeded);
                 }
-                Event::Command(message) => self.pass_on(message),
                 Event::Signal(libc::SIGWINCH) => {
                     if let Some(size) = terminal::size(io::stdin().as_fd()) {
                         self.pass_on(FromCommand::Resize(size));
                     }
                 }
-                Event::Signal(signal) => self.pass_on(FromCommand::Signal(signal)),
+                Event::Command(FromCommand::Signal(signal)) | Event::Signal(signal) => {
+                    self.pass_on(FromCommand::Signal(signal));
+                    return Ok(Step::Signalled(signal));
+                }
+                Event::Command(message) => self.pass_on(message),
                 _ => {}
             }
         }

@@ -23,6 +23,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::broker::Broker;
 use super::budget::Budget;
+use super::deadline::Deadline;
 use super::events::Event;
 
 /// What is moved at once: as much as a vsock packet holds, several times.
@@ -62,22 +63,47 @@ impl Activity {
 /// How long the guest may keep quiet with an output stream open, once the process has ended.
 pub const QUIET: Duration = Duration::from_secs(10);
 
-/// Waits for the end of output streams of a process that has ended, each [`QUIET`] anew.
+/// Waits for the end of output streams of a process that has ended, each [`QUIET`] anew. Of one that
+/// somebody wants to be over, [`QUIET`] at most, whoever is waited for.
 #[derive(Debug)]
 pub struct Drain<'a> {
     activity: &'a Activity,
     before: Option<u64>,
+    quiet: Deadline,
+    /// What is left once it is to be over.
+    rest: Option<Deadline>,
 }
 
 impl<'a> Drain<'a> {
     /// Begins to wait.
     pub fn new(activity: &'a Activity) -> Self {
-        Self { activity, before: None }
+        Self { activity, before: None, quiet: Deadline::after(QUIET), rest: None }
     }
 
-    /// [`QUIET`] has passed: whether the guest has kept quiet for all of it. Then it keeps a stream
-    /// open without a word, and is not waited for.
+    /// It is to be over: also a caller that does not read is waited for no longer than [`QUIET`] from
+    /// now on.
+    pub fn hurry(&mut self) {
+        self.rest.get_or_insert_with(|| Deadline::after(QUIET));
+    }
+
+    /// How long the next wait may take.
+    pub fn deadline(&mut self) -> &mut Deadline {
+        match &mut self.rest {
+            Some(rest) => rest,
+            None => {
+                self.quiet = Deadline::after(QUIET);
+                &mut self.quiet
+            }
+        }
+    }
+
+    /// The [deadline](Self::deadline) has passed: whether nothing more is waited for. That is so once
+    /// it is to be over, or if the guest has kept quiet for all of the time: then it keeps a stream
+    /// open without a word.
     pub fn is_stuck(&mut self) -> bool {
+        if self.rest.is_some() {
+            return true;
+        }
         let reads = self.activity.reads();
         let stuck = reads.is_some() && reads == self.before;
         self.before = reads;
@@ -333,6 +359,18 @@ mod tests {
         assert_eq!(copied(b"x", &activity), (Vec::new(), CopyEnd::Exceeded));
         let activity = limited("3");
         assert_eq!(copied(b"12345", &activity), (b"123".to_vec(), CopyEnd::Exceeded));
+    }
+
+    #[test]
+    fn a_reader_is_waited_for_until_it_is_to_be_over() {
+        let activity = Activity::default();
+        let mut drain = Drain::new(&activity);
+        activity.writing.fetch_add(1, Ordering::Relaxed);
+        for _ in 0..3 {
+            assert!(!drain.is_stuck());
+        }
+        drain.hurry();
+        assert!(drain.is_stuck());
     }
 
     #[test]

@@ -29,4 +29,5 @@ mod spec;
 mod stage;
 mod terminal;
 mod trace;
+mod unread;
 mod vm;

@@ -25,7 +25,7 @@ use crate::sandbox::conversation::Progress;
 use crate::sandbox::deadline::Deadline;
 use crate::sandbox::machine::{self, Parts};
 use crate::sandbox::phases::{self, Phase};
-use crate::sandbox::stdio::{Activity, Drain, QUIET, Streams};
+use crate::sandbox::stdio::{Activity, Drain, Streams};
 use crate::sandbox::{Guest, Mode, Occasion};
 use crate::state::Status;
 
@@ -342,14 +342,19 @@ impl Monitor {
     }
 
     /// Waits until all that the program wrote has been written on. A guest that keeps a stream open
-    /// without a word is not waited for.
+    /// without a word is not waited for, nor for long a caller that doesn't read while somebody wants
+    /// the container to be over.
     async fn drain(&mut self, mut open: usize, activity: &Activity) -> Result<(), Failure> {
         let mut drain = Drain::new(activity);
+        if self.killed {
+            drain.hurry();
+        }
         while open > 0 {
-            match self.next(Some(&mut Deadline::after(QUIET))).await? {
+            match self.next(Some(drain.deadline())).await? {
                 Step::StreamEnded => open -= 1,
+                Step::Hurried => drain.hurry(),
                 Step::DeadlinePassed if drain.is_stuck() => {
-                    tracing::warn!("the guest keeps an output stream open: it is cut off");
+                    tracing::warn!("an output stream is kept open, or not read: it is cut off");
                     return Ok(());
                 }
                 Step::GuestEnded(how) => return Err(Failure::unasked_end(&how)),

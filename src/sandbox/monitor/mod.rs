@@ -216,6 +216,8 @@ enum Step {
     StartAsked(Asker),
     HooksRan,
     StreamEnded,
+    /// Somebody wants a container to be over that has ended.
+    Hurried,
     /// The process on the host that stands for an exec has ended.
     ProxyGone,
     /// The monitor of the pod's sandbox answers.
@@ -284,6 +286,8 @@ struct Monitor {
     stream_ends: usize,
     /// A container is there to get signals.
     set_up: bool,
+    /// The container was sent SIGKILL.
+    killed: bool,
     /// The status to exit with, once the container has ended.
     exit_status: Option<u8>,
     /// The guest's kernel has killed processes of the container for want of memory.
@@ -355,6 +359,7 @@ impl Monitor {
             debug: config.debug,
             stream_ends: 0,
             set_up: false,
+            killed: false,
             exit_status: None,
             oom_killed: false,
             ending: false,

@@ -21,7 +21,7 @@ use crate::process::{Process, describe};
 use crate::sandbox::control::{Asker, Reply, Request};
 use crate::sandbox::conversation::Progress;
 use crate::sandbox::deadline::Deadline;
-use crate::sandbox::events::Event;
+use crate::sandbox::events::{Event, ends_programs};
 use crate::sandbox::machine::Role;
 use crate::sandbox::phases::Phase;
 use crate::sandbox::tail::{self, Tail};
@@ -51,9 +51,6 @@ fn out_of_memory(limit: Option<u64>) -> String {
          that the container is in{own} and to those above it"
     )
 }
-
-/// Signals that end a process that has no use for them.
-const ENDING: [i32; 4] = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM];
 
 impl Monitor {
     /// What happens next that concerns the phases; everything else is dealt with on the way, and the
@@ -115,6 +112,7 @@ impl Monitor {
             Event::Signal(libc::SIGWINCH) => self.new_terminal_size()?,
             Event::Command(FromCommand::Signal(signal)) | Event::Signal(signal) => {
                 self.pass_on(signal)?;
+                return Ok(self.hurry(signal));
             }
             Event::Command(FromCommand::Resize(size)) => self.resize(size)?,
             Event::Command(FromCommand::Proceed) => return Ok(Some(Step::HooksRan)),
@@ -192,7 +190,13 @@ impl Monitor {
                 };
                 asker.answer(&Reply::refusal(format!("cannot start {status}")));
             }
-            Request::Signal { signal, all } => asker.answer(&self.signal(signal, all)),
+            Request::Signal { signal, all } => {
+                if let Some(step) = self.hurry(signal) {
+                    asker.answer(&Reply::Done);
+                    return Some(step);
+                }
+                asker.answer(&self.signal(signal, all));
+            }
             Request::Process => self.show_process(&asker),
             Request::Inspect => self.inspect(&asker),
             Request::Watch => self.watchers.add(asker),
@@ -241,6 +245,14 @@ impl Monitor {
         }
     }
 
+    /// A signal that would end the program, once that has ended: what it wrote is still taken in, but
+    /// somebody wants it to be over.
+    fn hurry(&self, signal: i32) -> Option<Step> {
+        let drains = self.exit_status.is_some() && !self.ending;
+        let ends = signal == libc::SIGKILL || ends_programs(signal);
+        (drains && ends).then_some(Step::Hurried)
+    }
+
     /// A guest that can't be trusted to end a container has a while to do so.
     fn expect_end(&self) {
         self.sources.tell_after(Duration::from_secs(self.deadlines.shutdown), Event::KillOverdue);
@@ -273,7 +285,7 @@ impl Monitor {
             Mode::Detached | Mode::Attached => self.timeline.current() < Phase::Run,
         };
         if is_early {
-            let ends = ENDING.contains(&signal);
+            let ends = ends_programs(signal);
             return if ends { Err(Failure::interrupted(signal)) } else { Ok(()) };
         }
         if self.set_up {
@@ -286,8 +298,9 @@ impl Monitor {
         // Until its program is executed, the container's first process is not one that any other
         // signal would end: the kernel spares a namespace's first process.
         let waits = self.record.status == Status::Created;
-        let ends = ENDING.contains(&signal);
+        let ends = ends_programs(signal);
         let signal = if waits && ends { libc::SIGKILL } else { signal };
+        self.killed |= signal == libc::SIGKILL;
         let container = self.container.id.clone();
         self.tell(&ToAgent::Signal { container, exec: None, signal, all })?;
         if ends { self.expect_sign_of_life() } else { Ok(()) }
