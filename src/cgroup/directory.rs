@@ -1,6 +1,6 @@
 //! One directory of one cgroup hierarchy.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -97,32 +97,38 @@ impl Directory {
         self.is_made() && self.inode.is_some() && found.is_some() && found != self.inode
     }
 
-    /// Refuses a directory that others use, or may use.
+    /// Refuses a directory that others use. One that was made for a container that has ended is removed, to
+    /// be made anew: its maker knows the new one as a successor's.
     ///
     /// # Errors
-    /// It holds processes, or was made for another container.
-    pub fn check_free(&self) -> anyhow::Result<()> {
+    /// It holds processes, or another container is about to use it.
+    pub fn free(&self) -> anyhow::Result<()> {
         let path = self.path.display();
         let count = pids(&self.path).len();
         ensure!(
             count == 0,
             "linux.cgroupsPath: container's cgroup is not empty: {path} holds {count} process(es)"
         );
-        ensure!(
-            !is_marked(&self.path),
-            "linux.cgroupsPath: {path} was made for another container: delete that, or name another \
-             path; if there is none any more, remove the directory"
-        );
+        if is_marked(&self.path)
+            && let Ok(directory) = File::open(&self.path)
+        {
+            // Whoever is about to use it has it locked; a process that is there already keeps it.
+            let removed = directory.try_lock().is_ok() && fs::remove_dir(&self.path).is_ok();
+            ensure!(
+                removed || !self.path.exists(),
+                "linux.cgroupsPath: {path} is in use by another container: name another path"
+            );
+        }
         Ok(())
     }
 
     /// Makes the directory and those above it. Whether or not it succeeds, from then on the directory
-    /// counts as made only if it was.
+    /// counts as made only if it was. Until a process is in it, it is the caller's by the lock that is given.
     ///
     /// # Errors
     /// As mkdir(2); `AlreadyExists` if it did not exist when it was planned, and somebody other than
     /// `maker` has made it since.
-    pub fn make(&mut self, maker: Maker) -> io::Result<()> {
+    pub fn make(&mut self, maker: Maker) -> io::Result<Option<File>> {
         let mut made = self.make_way(maker);
         for _ in 1..ATTEMPTS {
             match &made {
@@ -137,7 +143,24 @@ impl Directory {
         if self.inode.is_none() {
             self.made.retain(|path| *path != self.path);
         }
-        made
+        made?;
+        if !self.is_made() {
+            return Ok(None);
+        }
+        let claim = self.claim();
+        if claim.is_none() {
+            self.inode = None;
+            self.made.retain(|path| *path != self.path);
+        }
+        claim.map(Some).ok_or_else(|| ErrorKind::AlreadyExists.into())
+    }
+
+    /// Locks the directory that was made, if nobody has taken it for one that is left over.
+    fn claim(&self) -> Option<File> {
+        let directory = File::open(&self.path).ok()?;
+        directory.try_lock().ok()?;
+        let is_it = directory.metadata().is_ok_and(|found| Some(found.ino()) == self.inode);
+        (is_it && inode(&self.path).ok() == self.inode).then_some(directory)
     }
 
     fn make_way(&mut self, maker: Maker) -> io::Result<()> {
@@ -472,7 +495,7 @@ mod tests {
         let come_and_go = &|name: &str| -> io::Result<()> {
             (0..300).try_for_each(|_| {
                 let mut directory = planned(folder.path(), name);
-                directory.make(Maker::Kiln).and_then(|()| directory.remove())
+                directory.make(Maker::Kiln).and_then(|_| directory.remove())
             })
         };
         std::thread::scope(|scope| {

@@ -13,12 +13,13 @@
 //! * [`victim`]: whom the host's kernel kills for that.
 //!
 //! # Promises
-//! A directory that holds processes already is refused, and one that was made for another container
-//! (its sticky bit says so, which mkdir(2) sets and nobody else has a use for): all processes in a
-//! container's own are its own. What is made is written down twice. The first time is before it is made,
-//! so that it can be found after a crash; what of that is empty is removed. The second time is before a
-//! process enters it, when it is sure who has made it; that is removed with all processes in it, and no
-//! others are killed. A hierarchy in which the caller may make no directories is left out, with a warning.
+//! A directory that holds processes already is refused. One that was made for a container (its sticky bit
+//! says so, which mkdir(2) sets and nobody else has a use for) is made anew if nothing is in it, and
+//! refused if its maker is about to enter it (it is locked until then): all processes in a container's
+//! own are its own. What is made is written down twice. The first time is before it is made, so that it
+//! can be found after a crash; what of that is empty is removed. The second time is before a process
+//! enters it, when it is sure who has made it; that is removed with all processes in it, and no others are
+//! killed. A hierarchy in which the caller may make no directories is left out, with a warning.
 
 mod directory;
 mod hierarchies;
@@ -70,6 +71,8 @@ pub struct Plan {
     cgroup: Cgroup,
     scope: Option<Scope>,
     id: String,
+    /// The locks of what was made, until processes are there.
+    claims: Vec<File>,
 }
 
 impl Plan {
@@ -82,7 +85,7 @@ impl Plan {
         let plan = |path: &Path, scope| {
             let directories = hierarchies.iter().map(|h| Directory::plan(h, path)).collect();
             let cgroup = Cgroup { directories, unit: None, planned: true };
-            Self { cgroup, scope, id: id.to_owned() }
+            Self { cgroup, scope, id: id.to_owned(), claims: Vec::new() }
         };
         match wanted {
             Wanted::Default => Ok(plan(&free_name(&hierarchies, id), None)),
@@ -109,12 +112,12 @@ impl Plan {
     /// Makes the directories. systemd moves the calling process into a scope.
     ///
     /// # Errors
-    /// It is in use, or was made for another container, or the file system refuses. What has been made is
+    /// Others use it, or are about to, or the file system refuses. What has been made is
     /// left to [`Cgroup::remove`].
     pub fn make(&mut self) -> anyhow::Result<()> {
         let planned = std::mem::take(&mut self.cgroup);
         for directory in &planned.directories {
-            directory.check_free()?;
+            directory.free()?;
         }
         let mut maker = Maker::Kiln;
         if let Some(scope) = &self.scope {
@@ -125,7 +128,7 @@ impl Plan {
             maker = Maker::Systemd;
         }
         for mut directory in planned.directories {
-            let made = directory.make(maker);
+            let made = directory.make(maker).map(|claim| self.claims.extend(claim));
             let path = directory.path.clone();
             match &made {
                 Err(error) if is_forbidden(error) => {
@@ -333,7 +336,7 @@ mod tests {
         let hierarchy = Hierarchy { kind: Kind::V2, own: mount.into(), mount: mount.into() };
         let directories = vec![Directory::plan(&hierarchy, Path::new("/one"))];
         let cgroup = Cgroup { directories, unit: None, planned: true };
-        Plan { cgroup, scope: None, id: "c1".to_owned() }
+        Plan { cgroup, scope: None, id: "c1".to_owned(), claims: Vec::new() }
     }
 
     /// A process that the directory says is in it.
@@ -372,17 +375,25 @@ mod tests {
     }
 
     #[test]
-    fn cgroup_is_its_makers_until_that_is_deleted() {
+    fn cgroup_of_a_container_that_has_ended_is_made_anew() {
         let folder = tempfile::tempdir().expect("temporary directory");
         let mut first = plan(folder.path());
         first.make().expect("made");
+        let written_down = first.cgroup().clone();
+        // It is about to be entered.
+        let error = plan(folder.path()).make().expect_err("in use").to_string();
+        assert!(error.contains("linux.cgroupsPath") && error.contains("in use"), "{error}");
+        drop(first);
+        // Its inode's number is not used again while somebody has it open.
+        let _old = File::open(folder.path().join("one")).expect("there");
         let mut second = plan(folder.path());
-        let error = second.make().expect_err("made for another").to_string();
-        assert!(error.contains("linux.cgroupsPath") && error.contains("delete"), "{error}");
-        second.cgroup().remove().expect("nothing to remove");
-        assert!(folder.path().join("one").exists());
-        first.cgroup().remove().expect("removed");
-        plan(folder.path()).make().expect("free again");
+        second.make().expect("made anew");
+        let process = process_in(folder.path());
+        written_down.remove().expect("nothing to remove");
+        end(process);
+        std::fs::remove_file(folder.path().join("one/cgroup.procs")).expect("removed");
+        second.cgroup().remove().expect("removed");
+        assert!(!folder.path().join("one").exists());
     }
 
     #[test]

@@ -172,6 +172,7 @@ fn take_place(
     made?;
     config.record.cgroup.apply(&config.limits.standing)?;
     config.record.cgroup.enter()?;
+    drop(plan);
     if let Some(score) = config.oom_score_adj {
         place::oom::take_score(score)?;
     }
