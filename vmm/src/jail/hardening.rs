@@ -34,3 +34,11 @@ pub fn no_new_privileges() -> Result<(), JailError> {
         .map_err(|error| io::Error::from_raw_os_error(error.code()))
         .during("forbid new privileges")
 }
+
+/// Has all threads take memory from one heap, before there are any. The C library gives each its own
+/// otherwise, at several system calls a thread; and when one gives memory back, the library looks a file
+/// up in `/proc` (glibc, `check_may_shrink_heap`), which no process in a jail may.
+pub fn share_one_heap() {
+    // SAFETY: sets a number that the allocator reads.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}

@@ -146,6 +146,7 @@ impl<'a> Jail<'a> {
     pub fn confine(&self) -> Result<(), JailError> {
         identity::check(self.identity)?;
         single_thread()?;
+        hardening::share_one_heap();
         let JailConfig { uid, gid } = self.identity;
         let privileged = identity::may_change();
 

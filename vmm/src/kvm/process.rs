@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use rustix::net::SendFlags;
 
-use super::{DeviceGroup, Kernel, KvmError, Machine, Until, Vm, resident};
+use super::{DeviceGroup, Kernel, KvmError, Machine, Until, Vm};
 use crate::config::{
     BootConfig, ConsoleConfig, ConsoleKind, DiskConfig, GuestEnd, InheritedFd, MachineConfig,
     NetConfig, ShareConfig, VmmConfig, VmmEvent, VsockConfig,
@@ -67,7 +67,6 @@ fn enter_and_run(
     supervision: Supervision<'_>,
     running: impl FnOnce(),
 ) -> Result<GuestEnd, KvmError> {
-    resident::share_one_heap();
     let mut descriptors = config.descriptors();
     let vm = Vm::create(take(config.kvm))?;
     descriptors.extend(vm.descriptors());

@@ -15,13 +15,6 @@ unsafe extern "C" {
     static etext: u8;
 }
 
-/// Has all threads take memory from one heap. The C library gives each its own otherwise, at several
-/// system calls a thread, and the threads of a machine take next to none.
-pub fn share_one_heap() {
-    // SAFETY: sets a number that the allocator reads.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-}
-
 /// Gives back the pages of the program's code and constants: most of them were for the start, and
 /// what is needed from here on comes back from the page cache.
 pub fn release_program() {

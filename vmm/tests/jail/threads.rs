@@ -11,7 +11,7 @@ use kiln_vmm::jail::seccomp::{ioctl, violation};
 use libtest_mimic::Trial;
 
 use crate::attempts::raw;
-use crate::inmate::{Cell, Component, KEPT};
+use crate::inmate::{Cell, Component, KEPT, REFUSED, SUCCEEDED};
 use crate::trial;
 
 struct Attempt {
@@ -115,8 +115,27 @@ const ATTEMPTS: &[Attempt] = &[
     },
 ];
 
+/// What a thread does in peace.
+const GIVE_BACK: &str = "thread:give_memory_back";
+
+/// Takes so much memory, in pieces that are no mappings of their own, that the C library gives it back.
+fn give_memory_back() -> io::Result<()> {
+    let thread = std::thread::spawn(|| {
+        let pieces: Vec<Vec<u8>> = (0..200).map(|_| vec![1; 100 << 10]).collect();
+        drop(pieces);
+    });
+    thread.join().map_err(|_| io::Error::other("panicked"))
+}
+
 pub fn trials() -> Vec<Trial> {
     let mut trials = vec![trial("documentation_has_every_thread", documentation)];
+    for component in Component::UNPRIVILEGED {
+        let name = format!("{}_thread_gives_memory_back", component.name());
+        trials.push(trial(name, move || {
+            let (status, errors) = run(component, GIVE_BACK);
+            assert_eq!(status, Some(i32::from(SUCCEEDED)), "{errors}");
+        }));
+    }
     for attempt in ATTEMPTS {
         let name = format!("process_may_{}", attempt.name);
         trials.push(trial(name, move || is_made(None, attempt)));
@@ -137,6 +156,9 @@ pub fn trials() -> Vec<Trial> {
 
 /// Makes an attempt as a thread of a kind: in the jailed process, for the task of [`task`].
 pub fn attempt(task: &str) -> Option<io::Result<()>> {
+    if task == GIVE_BACK {
+        return Some(give_memory_back());
+    }
     let (thread, name) = task.split_once(':')?;
     let attempt = ATTEMPTS.iter().find(|attempt| attempt.name == name)?;
     if let Some(thread) = Thread::ALL.into_iter().find(|known| known.name() == thread) {
@@ -149,27 +171,24 @@ fn task(thread: Option<Thread>, attempt: &Attempt) -> String {
     format!("{}:{}", thread.map_or("process", Thread::name), attempt.name)
 }
 
-/// The exit status and the last words of a process in the place of `kiln vmm`.
-fn run(thread: Option<Thread>, attempt: &Attempt) -> (Option<i32>, String) {
+/// The exit status and the last words of a process in a component's place.
+fn run(component: Component, task: &str) -> (Option<i32>, String) {
     let identity = identity::allocate().unwrap();
-    let task = task(thread, attempt);
-    let (component, seccomp) = (Component::Vmm, true);
-    let mut inmate = Cell { component, identity, seccomp, task: &task, started_as: None }.start();
+    let mut inmate = Cell { component, identity, seccomp: true, task, started_as: None }.start();
     let status = inmate.child.wait().unwrap();
     let errors = io::read_to_string(inmate.child.stderr.take().unwrap()).unwrap();
     (status.code(), errors)
 }
 
 fn is_made(thread: Option<Thread>, attempt: &Attempt) {
-    use crate::inmate::{REFUSED, SUCCEEDED};
-    let (status, errors) = run(thread, attempt);
+    let (status, errors) = run(Component::Vmm, &task(thread, attempt));
     // With what it is made here the kernel may refuse it, but it is asked.
     let asked = [SUCCEEDED, REFUSED].map(|code| Some(i32::from(code)));
     assert!(asked.contains(&status), "{status:?}: {errors}");
 }
 
 fn ends(thread: Thread, attempt: &Attempt) {
-    let (status, errors) = run(Some(thread), attempt);
+    let (status, errors) = run(Component::Vmm, &task(Some(thread), attempt));
     assert_eq!(status, Some(violation::EXIT_STATUS), "{errors}");
     let expected = format!("a system call that its jail forbids: {} (number ", attempt.call);
     assert!(errors.contains(&expected), "{errors}");
