@@ -16,12 +16,16 @@ pub struct Script(Vec<u8>);
 impl Script {
     /// One that has said hello, and been welcomed and told to create a container.
     pub fn greeted() -> Self {
-        Self::default().say(&hello()).read().read()
+        Self::default().greet()
     }
 
-    /// One whose container is set up and told to start.
+    /// One whose container is set up, with streams, and told to start.
     pub fn created() -> Self {
-        Self::greeted().say(&FromAgent::Created { container: id() }).read()
+        Self::default().take_streams().greet().say(&FromAgent::Created { container: id() }).read()
+    }
+
+    fn greet(self) -> Self {
+        self.say(&hello()).read().read()
     }
 
     /// Sends a message.

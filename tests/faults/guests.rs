@@ -115,8 +115,10 @@ fn guest_that_hangs_is_deleted_by_force_and_goes_with_its_command() {
     let mut create = guested.kiln();
     create.args(["run", "--detach", "--engine", "emulated", "--bundle"]);
     create.arg(guested.stage.bundle()).arg(id()).stdin(Stdio::null());
-    create.stdout(Stdio::null()).stderr(Stdio::null());
-    assert!(create.status().expect("kiln").success());
+    let said = guested.stage.path().join("said");
+    create.stdout(Stdio::null()).stderr(fs::File::create(&said).expect("file"));
+    let status = create.status().expect("kiln");
+    assert!(status.success(), "{}", fs::read_to_string(&said).expect("readable"));
     assert_eq!(guested.stage.state()["status"], "running");
     succeeds(&guested.stage, &["delete", "--force", "test"]);
     guested.before.is_as_before(&guested.stage);

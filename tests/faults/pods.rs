@@ -127,7 +127,7 @@ fn killed() -> FromAgent {
 
 /// A pod that runs, and a second container in it that is told to start.
 fn begun() -> Script {
-    set_up(Script::created().take_streams().say(&FromAgent::Started { container: id() }))
+    set_up(Script::created().say(&FromAgent::Started { container: id() }))
 }
 
 /// Answers the create of the second container and reads its start.
