@@ -58,8 +58,13 @@ static void take_streams(void)
 	int listener = socket(AF_VSOCK, SOCK_STREAM, 0);
 	if (bind(listener, (struct sockaddr *)&own, sizeof own) != 0 || listen(listener, 16) != 0)
 		_exit(1);
-	if (fork() != 0)
+	if (fork() != 0) {
+		close(listener);
 		return;
+	}
+	/* The connection to the monitor is the other process's. */
+	for (int fd = 3; fd < listener; fd++)
+		close(fd);
 	for (;;) {
 		int stream = accept(listener, 0, 0);
 		take(stream, STREAM_HEADER);
