@@ -15,6 +15,7 @@ mod buildah;
 mod buildkit;
 mod containerd;
 mod cri;
+mod crio;
 mod docker;
 mod image;
 mod podman;
