@@ -59,6 +59,16 @@ fn bytes_that_are_no_message() {
 }
 
 #[test]
+fn words_that_a_terminal_would_act_on() {
+    let message = format!(r#"{{"\u001b[2J{}":{{}}}}"#, "x".repeat(100_000)).into_bytes();
+    let frame = [(message.len() as u32).to_le_bytes().to_vec(), message].concat();
+    let output = Script::greeted().send(&frame).run();
+    let errors = errors(&output);
+    assert!(errors.contains("unknown variant `[2Jxxx"), "{errors:?}");
+    assert!(!errors.contains('\x1b') && !errors.contains(&"x".repeat(300)), "{errors:?}");
+}
+
+#[test]
 fn success_without_a_start() {
     Script::greeted().say(&exited()).ends_with("while it was to set the container up");
 }

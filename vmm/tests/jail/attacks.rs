@@ -180,6 +180,10 @@ const ATTACKS: &[Attack] = &[
     surface("unshare_user", "make a user namespace", "unshare", || {
         raw(libc::SYS_unshare, [i64::from(libc::CLONE_NEWUSER), 0, 0, 0, 0])
     }),
+    surface("clone_user", "make a user namespace with a process", "clone", || {
+        let flags = i64::from(libc::CLONE_NEWUSER | libc::SIGCHLD);
+        raw(libc::SYS_clone, [flags, 0, 0, 0, 0])
+    }),
     attack("setuid_root", "become root", "setuid", || raw(libc::SYS_setuid, [0; 5])).fs(Fs::Trade),
     attack("setresgid_root", "take root's group", "setresgid", || raw(libc::SYS_setresgid, [0; 5]))
         .fs(Fs::Trade),
