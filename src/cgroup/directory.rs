@@ -141,7 +141,7 @@ impl Directory {
             }
         }
         if self.inode.is_none() {
-            self.made.retain(|path| *path != self.path);
+            self.disown();
         }
         made?;
         if !self.is_made() {
@@ -149,10 +149,15 @@ impl Directory {
         }
         let claim = self.claim();
         if claim.is_none() {
-            self.inode = None;
-            self.made.retain(|path| *path != self.path);
+            self.disown();
         }
         claim.map(Some).ok_or_else(|| ErrorKind::AlreadyExists.into())
+    }
+
+    /// Counts the directory itself as another's.
+    fn disown(&mut self) {
+        self.inode = None;
+        self.made.retain(|path| *path != self.path);
     }
 
     /// Locks the directory that was made, if nobody has taken it for one that is left over.
